@@ -1,0 +1,101 @@
+"""What a backend is: a library that prepares models and runs them on devices.
+
+One module a backend, each with a class that satisfies `Backend`; `edgert.devices.BACKENDS` names them, and the
+entry point group `edgert.backends` adds those of other packages. Nothing here imports a vendor library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from edgert.graph import Format, Value
+from edgert.machine import Device, Reach
+from edgert.profile import Precision, Target
+from edgert.tensor import Data
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model file to prepare."""
+
+    path: Path
+    """Absolute. ONNX external data lies beside it."""
+    format: Format
+    inputs: tuple[Value, ...]
+    """The model's signature as its file says it; names and order that `Runnable` must keep."""
+    outputs: tuple[Value, ...]
+    precision: Precision
+    """The model's own: 'i8' when it carries quantised arithmetic, else that of its floats."""
+
+
+class Runnable(Protocol):
+    """A model or segment prepared on a target. `run` may be called from one thread at a time; `Backend.reentrant` says
+    whether from several."""
+
+    ran_on: Mapping[str, int]
+    """What really runs where, read back from the library: device id (or 'cpu:0' for what fell back) -> number of
+    nodes; a count of 0 means that the library does not count."""
+
+    def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
+        """One inference. Inputs are checked already: every name that the model needs, right dtype, C-contiguous.
+
+        Returns arrays that belong to the caller, by output name: no later call changes them.
+
+        Raises:
+            RunFailed: the library failed; its words are in the message.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what the library holds; closing twice is harmless."""
+        ...
+
+
+class Backend(Protocol):
+    """One library."""
+
+    name: str
+    reentrant: bool
+    """Whether one Runnable may run in several threads at once."""
+
+    def version(self) -> str:
+        """Version of the library, without importing more than needed.
+
+        Raises:
+            MissingPackage: it is not installed or does not load; with the command that would fix it.
+        """
+        ...
+
+    def reaches(self, devices: Sequence[Device]) -> tuple[Reach, ...]:
+        """Which of the devices that discovery found it can drive, and by which variant; health is 'untested'.
+
+        May start the library (so it is called in a child process). A device that it should drive and does not is a
+        Reach with health 'failed' and the reason.
+        """
+        ...
+
+    def targets(
+        self, source: Source, device: Device, variant: str, threads: Sequence[int]
+    ) -> tuple[Target, ...]:
+        """The targets worth trying for a model on a device: every precision that the backend can be told to use there,
+        for each number of threads (where threads mean something). Empty when it cannot read the format.
+        Does not import the library."""
+        ...
+
+    def prepare(self, source: Source, target: Target, device: Device, cache: Path | None = None) -> Runnable:
+        """A model made ready on a target, all of it: what would fall back to another device is refused.
+
+        Args:
+            source: the model file.
+            target: one of `targets`.
+            device: `target.device`, with its cores.
+            cache: folder where the library may keep compiled models; None for nowhere.
+
+        Raises:
+            PrepareRefused: the library will not run this model on this target; its words are in the message.
+            MissingPackage: the library is not there.
+        """
+        ...

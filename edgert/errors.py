@@ -1,0 +1,239 @@
+"""Every error that edgert raises, in one tree.
+
+    EdgertError
+    ├── OptionError             a setting that the caller chose does not make sense
+    │   └── UnknownTarget       a target or device that this machine or edgert does not have
+    ├── ModelError              the model file is at fault
+    │   ├── ModelNotFound       no such file, or not readable
+    │   ├── ModelCorrupt        truncated, malformed or hostile
+    │   └── ModelUnsupported    well-formed, but nothing here can run it
+    ├── InputError              what was passed to `Model.run` is at fault
+    │   ├── UnknownInput        a name (or position) that the model does not have
+    │   ├── MissingInput        an input that the model needs was not given
+    │   ├── ShapeMismatch       the array's shape does not fit
+    │   └── DtypeMismatch       the array's dtype does not fit
+    ├── TargetError             a way to run is at fault
+    │   ├── MissingPackage      a backend or reader is not installed (or not usable); names the command that helps
+    │   ├── PrepareRefused      a backend refused the model on a target
+    │   ├── RunFailed           a backend failed while it ran
+    │   ├── WrongNumbers        a target's answer left the tolerance
+    │   └── DeviceLost          the device is gone
+    ├── ChildError              a supervised process is at fault
+    │   ├── ChildDied           it exited or was killed
+    │   └── ChildTimeout        it did not answer in time and was killed
+    ├── CacheError              the cache on disk is at fault
+    │   ├── CacheUnwritable     nothing can be stored there
+    │   └── CacheCorrupt        an entry is damaged
+    ├── WireError               a message between processes is malformed
+    └── Closed                  the model was closed
+
+Each message names the culprit and ends with the remedy. An error crosses a process boundary as JSON
+(`to_json`, `from_json`), never as a pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = [
+    "CacheCorrupt",
+    "CacheError",
+    "CacheUnwritable",
+    "ChildDied",
+    "ChildError",
+    "ChildTimeout",
+    "Closed",
+    "DeviceLost",
+    "DtypeMismatch",
+    "EdgertError",
+    "InputError",
+    "MissingInput",
+    "MissingPackage",
+    "ModelCorrupt",
+    "ModelError",
+    "ModelNotFound",
+    "ModelUnsupported",
+    "OptionError",
+    "PrepareRefused",
+    "RunFailed",
+    "ShapeMismatch",
+    "TargetError",
+    "UnknownInput",
+    "UnknownTarget",
+    "WireError",
+    "WrongNumbers",
+    "from_json",
+    "to_json",
+]
+
+
+class EdgertError(Exception):
+    """Root of the tree: `except edgert.EdgertError` catches everything that edgert raises on purpose."""
+
+    def __init__(self, message: str, remedy: str = "", **fields: Any) -> None:
+        """Say what is wrong (naming the culprit), what to do next, and carry the facts.
+
+        Args:
+            message: one sentence, with the name of the thing at fault.
+            remedy: what the reader can do about it.
+            fields: JSON-able facts that a program may want; they become attributes. Each subclass
+                annotates the ones that it carries.
+        """
+        super().__init__(f"{message} {remedy}".rstrip())
+        self.message = message
+        self.remedy = remedy
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+
+class OptionError(EdgertError):
+    """A setting that the caller chose does not make sense."""
+
+
+class UnknownTarget(OptionError):
+    """A target, device or backend was named that is not there."""
+
+
+class ModelError(EdgertError):
+    """The model file is at fault."""
+
+
+class ModelNotFound(ModelError):
+    """There is no such file, or it cannot be read."""
+
+
+class ModelCorrupt(ModelError):
+    """The file is truncated, malformed or hostile."""
+
+
+class ModelUnsupported(ModelError):
+    """The file is well-formed, but nothing on this machine can run it."""
+
+
+class InputError(EdgertError):
+    """What was passed to `Model.run` is at fault."""
+
+
+class UnknownInput(InputError):
+    """An input name (or position) that the model does not have."""
+
+
+class MissingInput(InputError):
+    """An input that the model needs was not given."""
+
+
+class ShapeMismatch(InputError):
+    """An input's shape does not fit the model."""
+
+    name: str
+    """The input's name."""
+    got: tuple[int, ...]
+    """The array's shape."""
+    expected: tuple[int | str, ...]
+    """The model's shape; a `str` is a free dimension."""
+    axis: int | None
+    """First axis that differs; `None` when the number of axes does."""
+
+
+class DtypeMismatch(InputError):
+    """An input's dtype does not fit the model and no lossless cast exists."""
+
+    name: str
+    """The input's name."""
+    got: str
+    """The array's dtype."""
+    expected: str
+    """The model's dtype."""
+
+
+class TargetError(EdgertError):
+    """A way to run (backend, device, precision) is at fault."""
+
+
+class MissingPackage(TargetError):
+    """A package is not installed, or is installed and does not work; the remedy is a command."""
+
+    package: str
+    """Name of the distribution."""
+
+
+class PrepareRefused(TargetError):
+    """A backend refused a model (or segment) on a target."""
+
+    target: str
+    """The target as text, such as `openvino@cpu:0/f32`."""
+
+
+class RunFailed(TargetError):
+    """A backend failed while it ran a prepared segment."""
+
+
+class WrongNumbers(TargetError):
+    """A target's answer left the tolerance."""
+
+
+class DeviceLost(TargetError):
+    """A device that a plan needs is gone."""
+
+
+class ChildError(EdgertError):
+    """A supervised process is at fault."""
+
+
+class ChildDied(ChildError):
+    """A supervised process exited or was killed while it had work."""
+
+    signal: int | None
+    """Signal that killed it, if one did."""
+    exit_code: int | None
+    """Its exit status, if it exited."""
+
+
+class ChildTimeout(ChildError):
+    """A supervised process did not answer in time and was killed."""
+
+    timeout_s: float
+    """The limit that it overran."""
+
+
+class CacheError(EdgertError):
+    """The cache on disk is at fault."""
+
+
+class CacheUnwritable(CacheError):
+    """Nothing can be stored in the cache folder."""
+
+
+class CacheCorrupt(CacheError):
+    """An entry of the cache is damaged; it is never used."""
+
+
+class WireError(EdgertError):
+    """A message between two processes is malformed."""
+
+
+class Closed(EdgertError):
+    """The model, or what it runs on, was closed."""
+
+
+def to_json(error: EdgertError) -> dict[str, Any]:
+    """The error as JSON-able data: its type, message, remedy and fields."""
+    fields = {name: value for name, value in vars(error).items() if name not in ("message", "remedy")}
+    return {"type": type(error).__name__, "message": error.message, "remedy": error.remedy, "fields": fields}
+
+
+def from_json(data: Mapping[str, Any]) -> EdgertError:
+    """The error that `to_json` described; an unknown type becomes an `EdgertError`."""
+    kind = _by_name().get(str(data.get("type")), EdgertError)
+    return kind(str(data.get("message", "")), str(data.get("remedy", "")), **dict(data.get("fields", {})))
+
+
+def _by_name() -> dict[str, type[EdgertError]]:
+    found: dict[str, type[EdgertError]] = {}
+    pending = [EdgertError]
+    while pending:
+        kind = pending.pop()
+        found[kind.__name__] = kind
+        pending.extend(kind.__subclasses__())
+    return found

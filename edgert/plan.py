@@ -1,0 +1,201 @@
+"""`Plan`: which segment runs on which target, what that costs, how it was checked, and what to fall back on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+from edgert.graph import Quantization, Value
+from edgert.profile import OutputError, Row, Target, row_from_json
+
+Objective: TypeAlias = Literal["latency", "throughput"]
+
+FORMAT = 1
+"""Version of the JSON form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far a target's answer may be from the reference."""
+
+    range_fraction: float = 1e-4
+    """Floats at the model's own precision: largest difference / range of the output."""
+    lsb: int = 1
+    """Quantised integers: steps."""
+    sqnr_db: float = 35.0
+    """Floats at a lower precision than the model's own (and float outputs of quantised models beyond `lsb`)."""
+    same_top1: bool = True
+    """At a lower precision, also the same index of the maximum."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A convex set of blocks run as one piece on one target."""
+
+    target: Target
+    nodes: tuple[str, ...] = ()
+    """Names of its nodes; empty for the whole model."""
+    inputs: tuple[str, ...] = ()
+    """Names of the values it reads; for the whole model its inputs."""
+    outputs: tuple[str, ...] = ()
+    """Names of the values it makes for others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A segment with cores of its own."""
+
+    segment: int
+    """Index into `Plan.segments`."""
+    cores: tuple[int, ...] = ()
+    """Logical CPUs; empty when not pinned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """The values that one segment hands to another."""
+
+    source: int
+    """Index of the producing segment."""
+    sink: int
+    """Index of the consuming segment; always greater than `source`."""
+    values: tuple[str, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How the plan's answer was checked."""
+
+    reference: str
+    """'onnx' (its evaluator), 'X and Y agree', 'known answers', or '' when nothing could check it."""
+    errors: tuple[OutputError, ...] = ()
+    reason: str = ""
+    """Why there is no reference, or which one was used and why."""
+
+    @property
+    def verified(self) -> bool:
+        return bool(self.reference)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Immutable; JSON in and out. `id` changes whenever anything in it does."""
+
+    model: str
+    """Digest of the model file."""
+    machine: str
+    """Fingerprint of the machine that it was made for."""
+    versions: Mapping[str, str]
+    """Backend -> version that it was measured with."""
+    objective: Objective
+    precision: str
+    """What the user asked for: 'own', 'any' or one of `PRECISIONS`."""
+    inputs: tuple[Value, ...]
+    """The model's signature."""
+    outputs: tuple[Value, ...]
+    segments: tuple[Segment, ...]
+    instances: tuple[Instance, ...]
+    transfers: tuple[Transfer, ...] = ()
+    fallbacks: tuple[Target, ...] = ()
+    """For the whole model, best first, down to plain CPU; tried when a target fails."""
+    verification: Verification = field(default_factory=lambda: Verification(""))
+    measured_s: float = 0.0
+    """p50 of one request, end to end; 0 when the plan was made without measuring (`budget_s=0`)."""
+    items_per_s: float = 0.0
+    """Measured throughput with every instance busy; 0 when not measured."""
+    candidates: tuple[Row, ...] = ()
+    """Everything that was considered, fastest first, each with its outcome and reason."""
+    optional_inputs: tuple[str, ...] = ()
+    """Inputs that a caller may omit."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know: what was not tried, a cache that was thrown away, ..."""
+
+    @cached_property
+    def id(self) -> str:
+        """12 hex digits over the whole content."""
+        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Of the segments, in order."""
+        return tuple(segment.target for segment in self.segments)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form; `from_json` reads it back."""
+        return {"format": FORMAT, "id": self.id, **self._content()}
+
+    def _content(self) -> dict[str, Any]:
+        content = asdict(self)
+        for segment, data in zip(self.segments, content["segments"], strict=True):
+            data["target"] = str(segment.target)
+        for row, data in zip(self.candidates, content["candidates"], strict=True):
+            data["target"] = str(row.target)
+        content["fallbacks"] = [str(target) for target in self.fallbacks]
+        return content
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """The plan that `to_json` described.
+
+        Raises:
+            KeyError, TypeError, ValueError: the data is malformed (the cache turns these into `CacheCorrupt`).
+        """
+        if data["format"] != FORMAT:
+            raise ValueError(f"plan has format {data['format']!r}, this edgert reads {FORMAT}")
+        fields = {name: value for name, value in data.items() if name not in ("format", "id")}
+        check = fields["verification"]
+        fields |= {
+            "inputs": tuple(_value(item) for item in data["inputs"]),
+            "outputs": tuple(_value(item) for item in data["outputs"]),
+            "segments": tuple(_segment(item) for item in data["segments"]),
+            "instances": tuple(Instance(item["segment"], tuple(item["cores"])) for item in data["instances"]),
+            "transfers": tuple(Transfer(**{**item, "values": tuple(item["values"])}) for item in data["transfers"]),
+            "fallbacks": tuple(Target.parse(text) for text in data["fallbacks"]),
+            "verification": Verification(**{**check, "errors": tuple(OutputError(**e) for e in check["errors"])}),
+            "candidates": tuple(row_from_json(item) for item in data["candidates"]),
+            "optional_inputs": tuple(data["optional_inputs"]),
+            "notes": tuple(data["notes"]),
+        }
+        plan = cls(**fields)
+        if plan.id != data["id"]:
+            raise ValueError(f"plan says it is {data['id']}, its content is {plan.id}")
+        return plan
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What every result carries: how it was really made."""
+
+    plan: str
+    """`Plan.id`."""
+    targets: tuple[Target, ...]
+    """That really ran, in order; not the plan's when degraded."""
+    degraded: bool
+    """True when a fallback answered."""
+    verified: bool
+    """True when the targets' numbers were checked against a reference."""
+    run_s: float
+    """From the checked inputs to the outputs."""
+    reason: str = ""
+    """Why it is degraded."""
+
+
+def _segment(item: Mapping[str, Any]) -> Segment:
+    return Segment(
+        Target.parse(item["target"]), tuple(item["nodes"]), tuple(item["inputs"]), tuple(item["outputs"])
+    )
+
+
+def _value(item: Mapping[str, Any]) -> Value:
+    quantization = item["quantization"]
+    if quantization is not None:
+        quantization = Quantization(
+            tuple(quantization["scales"]), tuple(quantization["zero_points"]), quantization["axis"]
+        )
+    shape = None if item["shape"] is None else tuple(item["shape"])
+    return Value(item["name"], item["dtype"], shape, item["kind"], quantization)
