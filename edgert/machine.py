@@ -148,7 +148,7 @@ class Machine:
         try:
             return cls(
                 architecture=data["architecture"],
-                devices=tuple(_device(item) for item in data["devices"]),
+                devices=tuple(device_from_json(item) for item in data["devices"]),
                 backends=tuple(BackendInfo(**item) for item in data["backends"]),
                 reaches=tuple(Reach(**item) for item in data["reaches"]),
                 links=tuple(Link(**item) for item in data["links"]),
@@ -160,5 +160,6 @@ class Machine:
             ) from error
 
 
-def _device(item: Mapping[str, Any]) -> Device:
+def device_from_json(item: Mapping[str, Any]) -> Device:
+    """The device that `dataclasses.asdict` described."""
     return Device(**{**item, "cores": tuple(item["cores"]), "features": tuple(item["features"])})

@@ -150,8 +150,8 @@ class Plan:
         fields = {name: value for name, value in data.items() if name not in ("format", "id")}
         check = fields["verification"]
         fields |= {
-            "inputs": tuple(_value(item) for item in data["inputs"]),
-            "outputs": tuple(_value(item) for item in data["outputs"]),
+            "inputs": tuple(value_from_json(item) for item in data["inputs"]),
+            "outputs": tuple(value_from_json(item) for item in data["outputs"]),
             "segments": tuple(_segment(item) for item in data["segments"]),
             "instances": tuple(Instance(item["segment"], tuple(item["cores"])) for item in data["instances"]),
             "transfers": tuple(Transfer(**{**item, "values": tuple(item["values"])}) for item in data["transfers"]),
@@ -191,7 +191,8 @@ def _segment(item: Mapping[str, Any]) -> Segment:
     )
 
 
-def _value(item: Mapping[str, Any]) -> Value:
+def value_from_json(item: Mapping[str, Any]) -> Value:
+    """The value that `dataclasses.asdict` described."""
     quantization = item["quantization"]
     if quantization is not None:
         quantization = Quantization(

@@ -1,0 +1,1 @@
+"""Processes that edgert supervises, and the bytes that pass between them. Knows nothing of models."""

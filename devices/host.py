@@ -1,0 +1,160 @@
+"""The child's end of a backend in a process of its own: prepares, runs and times segments on command.
+
+`edgert.devices.remote` is the parent's end. The same service probes, measures, compiles and executes.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgert.devices import backend as load_backend
+from edgert.devices.backend import Runnable, Source
+from edgert.errors import OptionError
+from edgert.graph import Value
+from edgert.machine import Device, device_from_json
+from edgert.plan import value_from_json
+from edgert.profile import Target
+from edgert.tensor import Data
+from edgert.transport.wire import Message
+
+
+class Host:
+    """Holds prepared runnables by number, and inputs by name, until told to release them."""
+
+    def __init__(self) -> None:
+        self._runnables: dict[int, Runnable] = {}
+        self._next = 0
+        self._samples: dict[str, dict[str, Data]] = {}
+
+    def handle(self, method: str, body: Mapping[str, Any], data: Mapping[str, Data]) -> Message:
+        match method:
+            case "reaches":
+                return self._reaches(body["backend"], [device_from_json(item) for item in body["devices"]]), {}
+            case "prepare":
+                return self._prepare(body), {}
+            case "hold":
+                self._samples[body["sample"]] = dict(data)
+                return {}, {}
+            case "run":
+                return self._run(body["id"], self._samples[body["sample"]] if "sample" in body else data)
+            case "time":
+                return {"seconds": self._time(body["id"], body["sample"], body["calls"], body["at_most_s"])}, {}
+            case "throughput":
+                return {"items": self._throughput(body["ids"], body["cores"], body["sample"], body["seconds"])}, {}
+            case "release":
+                self._release(body["ids"])
+                return {}, {}
+            case "forget":
+                self._samples.clear()
+                return {}, {}
+        raise OptionError(f"host: there is no method {method!r}.")
+
+    def _reaches(self, name: str, devices: Sequence[Device]) -> dict[str, Any]:
+        library = load_backend(name)
+        reaches = library.reaches(devices)
+        fields = ("backend", "device", "variant", "health", "detail")
+        return {
+            "version": library.version(),
+            "reaches": [{field: getattr(reach, field) for field in fields} for reach in reaches],
+        }
+
+    def _prepare(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        target = Target.parse(body["target"])
+        library = load_backend(target.backend)
+        cache = Path(body["cache"]) if body["cache"] else None
+        before_bytes = resident_bytes()
+        started_s = time.perf_counter()
+        runnable = library.prepare(source_from_json(body["source"]), target, device_from_json(body["device"]), cache)
+        prepare_s = time.perf_counter() - started_s
+        number, self._next = self._next, self._next + 1
+        self._runnables[number] = runnable
+        return {
+            "id": number,
+            "ran_on": dict(runnable.ran_on),
+            "prepare_s": prepare_s,
+            "memory_bytes": max(0, resident_bytes() - before_bytes),
+        }
+
+    def _run(self, number: int, inputs: Mapping[str, Data]) -> Message:
+        started_s = time.perf_counter()
+        outputs = self._runnables[number].run(inputs)
+        return {"run_s": time.perf_counter() - started_s}, outputs
+
+    def _time(self, number: int, sample: str, calls: int, at_most_s: float) -> list[float]:
+        """Seconds of up to `calls` calls one after another; stops early, after at least one, past `at_most_s`."""
+        run, inputs = self._runnables[number].run, self._samples[sample]
+        gc.collect()
+        gc.disable()  # a collection in the middle of a call would be charged to the target
+        try:
+            times: list[float] = []
+            total_s = 0.0
+            for _ in range(calls):
+                started_s = time.perf_counter()
+                run(inputs)
+                times.append(time.perf_counter() - started_s)
+                total_s += times[-1]
+                if total_s > at_most_s:
+                    break
+            return times
+        finally:
+            gc.enable()
+
+    def _throughput(self, numbers: Sequence[int], cores: Sequence[Sequence[int]], sample: str, seconds: float) -> int:
+        """Items that all instances finish together in `seconds`, each in a thread with cores of its own."""
+        stop_s = time.perf_counter() + seconds
+        counts = [0] * len(numbers)
+
+        def work(index: int) -> None:
+            if cores[index]:
+                os.sched_setaffinity(0, set(cores[index]))  # of this thread alone
+            run, inputs = self._runnables[numbers[index]].run, self._samples[sample]
+            while time.perf_counter() < stop_s:
+                run(inputs)
+                counts[index] += 1
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(len(numbers))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(counts)
+
+    def _release(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            runnable = self._runnables.pop(number, None)
+            if runnable is not None:
+                runnable.close()
+        gc.collect()
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; 0 where the kernel does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def source_to_json(source: Source) -> dict[str, Any]:
+    """`source_from_json` reads it back."""
+    return {**asdict(source), "path": str(source.path)}
+
+
+def source_from_json(data: Mapping[str, Any]) -> Source:
+    """The source that `source_to_json` described."""
+
+    def values(items: Sequence[Mapping[str, Any]]) -> tuple[Value, ...]:
+        return tuple(value_from_json(item) for item in items)
+
+    return Source(
+        Path(data["path"]), data["format"], values(data["inputs"]), values(data["outputs"]), data["precision"]
+    )
+

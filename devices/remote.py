@@ -1,0 +1,165 @@
+"""A backend in a child process: the same `prepare -> run` as in this process, but it may crash, hang or be killed without harm."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgert.devices.backend import Source
+from edgert.devices.host import source_to_json
+from edgert.errors import ChildDied, ChildError
+from edgert.machine import Device, Reach
+from edgert.profile import Target
+from edgert.tensor import Data
+from edgert.transport.child import Child
+from edgert.transport.wire import Message
+
+_log = logging.getLogger(__name__)
+_SERVICE = "edgert.devices.host:Host"
+
+
+class Remote:
+    """A child that hosts backends. Started when first needed, and again after it died."""
+
+    def __init__(self, name: str, *, memory_limit_bytes: int | None = None) -> None:
+        """Args:
+        name: for messages: what it is used for.
+        memory_limit_bytes: as in `Child`.
+        """
+        self.name = name
+        self._memory_limit_bytes = memory_limit_bytes
+        self._child: Child | None = None
+        self.generation = 0
+        """Counts the starts: what was prepared in an earlier generation is gone."""
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child, if it runs."""
+        return self._child.pid if self._child is not None and self._child.alive else None
+
+    def start(self) -> None:
+        """Start the child now, if it does not run, so that its imports overlap with other work."""
+        if self._child is None or not self._child.alive:
+            self.close()
+            self._child = Child(_SERVICE, name=self.name, memory_limit_bytes=self._memory_limit_bytes)
+            self.generation += 1
+
+    def call(
+        self, method: str, body: Mapping[str, Any] | None = None, data: Mapping[str, Data] | None = None,
+        *, timeout_s: float | None = None,
+    ) -> Message:  # fmt: skip
+        """As `Child.call`; a child that failed is gone, and the next call starts another."""
+        self.start()
+        assert self._child is not None
+        try:
+            return self._child.call(method, body, data, timeout_s=timeout_s)
+        except ChildError:
+            self.close()
+            raise
+
+    def reaches(self, backend: str, devices: Sequence[Device], *, timeout_s: float) -> tuple[str, tuple[Reach, ...]]:
+        """Version of the backend's library and the devices that it drives.
+
+        Raises:
+            MissingPackage: the library is not usable.
+            ChildError: it crashed or hung while it looked.
+        """
+        body, _ = self.call(
+            "reaches", {"backend": backend, "devices": [asdict(item) for item in devices]}, timeout_s=timeout_s
+        )
+        return body["version"], tuple(Reach(**item) for item in body["reaches"])
+
+    def prepare(
+        self, source: Source, target: Target, device: Device, cache: Path | None = None, *, timeout_s: float | None = None
+    ) -> RemoteRunnable:
+        """As `Backend.prepare`, there.
+
+        Raises:
+            PrepareRefused, MissingPackage: as there.
+            ChildError: the library crashed, or hung beyond `timeout_s`; what was prepared before is lost with it.
+        """
+        body, _ = self.call(
+            "prepare",
+            {"source": source_to_json(source), "target": str(target), "device": asdict(device),
+             "cache": str(cache) if cache else ""},
+            timeout_s=timeout_s,
+        )  # fmt: skip
+        return RemoteRunnable(self, target, body)
+
+    def hold(self, sample: str, inputs: Mapping[str, Data]) -> None:
+        """Leave inputs with the child, for `time` and `throughput`."""
+        self.call("hold", {"sample": sample}, inputs)
+
+    def throughput(
+        self, runnables: Sequence[RemoteRunnable], cores: Sequence[Sequence[int]], sample: str, seconds: float
+    ) -> float:
+        """Items per second of all runnables together, each in a thread with its own cores (none: not pinned)."""
+        body, _ = self.call(
+            "throughput",
+            {"ids": [runnable.number for runnable in runnables], "cores": [list(own) for own in cores],
+             "sample": sample, "seconds": seconds},
+            timeout_s=10 * seconds + 60,
+        )  # fmt: skip
+        return float(body["items"]) / seconds
+
+    def release(self, runnables: Sequence[RemoteRunnable]) -> None:
+        """Free what was prepared; what an earlier generation held is gone already."""
+        numbers = [runnable.number for runnable in runnables if runnable.generation == self.generation]
+        if numbers and self.pid is not None:
+            self.call("release", {"ids": numbers})
+
+    def close(self) -> None:
+        """End the child. Harmless when there is none."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+
+class RemoteRunnable:
+    """A segment prepared in a child; a `Runnable`."""
+
+    def __init__(self, remote: Remote, target: Target, prepared: Mapping[str, Any]) -> None:
+        self._remote = remote
+        self.target = target
+        self.generation = remote.generation
+        self.number: int = prepared["id"]
+        self.ran_on: Mapping[str, int] = prepared["ran_on"]
+        self.prepare_s: float = prepared["prepare_s"]
+        self.memory_bytes: int = prepared["memory_bytes"]
+        self.timeout_s: float | None = None
+        """Limit for one run, beyond which the child counts as hung and is killed; None for no limit."""
+
+    def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
+        """As `Runnable.run`; also raises `ChildError`."""
+        self._alive("run")
+        _, outputs = self._remote.call("run", {"id": self.number}, inputs, timeout_s=self.timeout_s)
+        return outputs
+
+    def run_held(self, sample: str, *, timeout_s: float | None = None) -> tuple[dict[str, Data], float]:
+        """Outputs on inputs that `Remote.hold` left there, and the seconds that the run took."""
+        self._alive("run")
+        body, outputs = self._remote.call("run", {"id": self.number, "sample": sample}, timeout_s=timeout_s)
+        return outputs, body["run_s"]
+
+    def time(self, sample: str, calls: int, *, at_most_s: float, timeout_s: float | None = None) -> list[float]:
+        """Seconds of each of up to `calls` calls, timed in the child itself; at least one, no new one past `at_most_s`."""
+        self._alive("time")
+        body, _ = self._remote.call(
+            "time",
+            {"id": self.number, "sample": sample, "calls": calls, "at_most_s": at_most_s},
+            timeout_s=timeout_s,
+        )
+        return [float(item) for item in body["seconds"]]
+
+    def close(self) -> None:
+        self._remote.release([self])
+
+    def _alive(self, method: str) -> None:
+        if self.generation != self._remote.generation or self._remote.pid is None:
+            raise ChildDied(
+                f"{self._remote.name}: the process that held {self.target} is gone ({method}).",
+                "Prepare it again.", signal=None, exit_code=None,
+            )  # fmt: skip

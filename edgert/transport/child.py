@@ -1,0 +1,263 @@
+"""One supervised child process: for probing, measuring, compiling and executing, whatever may crash, hang or eat memory.
+
+The parent holds a `Child` and calls methods of a service object that lives in the child. Messages go over a socket pair as
+`wire` bytes. The child is spawned (never forked), in a session of its own, first in line for the kernel's OOM killer, and it cannot outlive
+its parent: it holds the read end of a pipe that the parent never writes to, and asks the kernel for SIGKILL on it, so the
+parent's death kills it even inside a vendor's library that holds the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from edgert import errors
+from edgert.errors import ChildDied, ChildTimeout, EdgertError, RunFailed, WireError
+from edgert.tensor import Data
+from edgert.transport import wire
+
+_log = logging.getLogger(__name__)
+_BOOT = "import sys, json; a = json.loads(sys.argv[1]); sys.path[:] = a['path']; from edgert.transport.child import main; main(a)"
+START_TIMEOUT_S = 60.0
+"""For the interpreter and the service's imports; a cold disk on a small board is slow."""
+
+
+class Service(Protocol):
+    """What lives in the child."""
+
+    def handle(self, method: str, body: Mapping[str, Any], data: Mapping[str, Data]) -> wire.Message:
+        """Do one thing. An `EdgertError` goes back to the caller as itself, anything else as `RunFailed`."""
+        ...
+
+
+class Child:
+    """A service in a process of its own. Thread-safe: one call at a time."""
+
+    def __init__(self, service: str, *, name: str = "", memory_limit_bytes: int | None = None) -> None:
+        """Start it; returns before it is ready (the first call waits for that).
+
+        Args:
+            service: 'package.module:Class', made without arguments in the child.
+            name: for error messages.
+            memory_limit_bytes: address space that it may map beyond which its allocations fail; None for no limit.
+        """
+        self.name = name or service
+        self._lock = threading.Lock()
+        self._ready = False
+        self._stderr: deque[str] = deque(maxlen=40)
+        self._socket, theirs = socket.socketpair()
+        lifeline_read, self._lifeline = os.pipe()
+        argument = {"fd": theirs.fileno(), "lifeline": lifeline_read, "service": service, "path": sys.path,
+                    "memory_limit_bytes": memory_limit_bytes}  # fmt: skip
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _BOOT, json.dumps(argument)],
+                pass_fds=(theirs.fileno(), lifeline_read),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+            os.close(lifeline_read)
+        # A vendor's library may write without end: the last lines are kept, for the message of a crash.
+        self._reader = threading.Thread(target=self._drain, name=f"stderr of {self.name}", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def call(
+        self,
+        method: str,
+        body: Mapping[str, Any] | None = None,
+        data: Mapping[str, Data] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> wire.Message:
+        """Have the service do one thing.
+
+        Raises:
+            ChildTimeout: no answer within `timeout_s`; the child is killed.
+            ChildDied: it exited or was killed; says how, with the last words that it wrote.
+            EdgertError: whatever the service raised.
+        """
+        with self._lock:
+            try:
+                if not self._ready:
+                    self._receive(START_TIMEOUT_S)
+                    self._ready = True
+                self._send({"method": method, **({"body": dict(body)} if body else {})}, data)
+                answer, values = self._receive(timeout_s)
+            except TimeoutError as error:
+                self.kill()
+                limit = START_TIMEOUT_S if not self._ready else timeout_s or 0.0
+                raise ChildTimeout(
+                    f"{self.name}: no answer to {method!r} within {limit:.1f} s; it was killed.", timeout_s=limit
+                ) from error
+            except (OSError, EOFError) as error:
+                raise self._obituary(method) from error
+            except BaseException:
+                self.kill()  # an answer that nobody waits for would be taken for the next call's
+                raise
+        if "error" in answer:
+            raise errors.from_json(answer["error"])
+        return answer.get("body", {}), values
+
+    def kill(self) -> None:
+        """SIGKILL; returns when it is gone. Harmless when it is already."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """End it and release what it held. Harmless when it is gone."""
+        self.kill()
+        self._reader.join()
+        self._socket.close()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _send(self, body: Mapping[str, Any], data: Mapping[str, Data] | None) -> None:
+        self._socket.settimeout(None)
+        for piece in wire.pieces(wire.encode(body, data)):
+            self._socket.sendall(piece)
+
+    def _receive(self, timeout_s: float | None) -> wire.Message:
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        return receive(self._socket, deadline_s)
+
+    def _obituary(self, method: str) -> ChildDied:
+        """What is known of the end of the child, which has closed its socket."""
+        try:
+            code = self._process.wait(timeout=5.0)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = -signal.SIGKILL
+        self._reader.join(timeout=1.0)
+        killed_by = -code if code < 0 else None
+        how = f"died of {signal.Signals(killed_by).name}" if killed_by else f"exited with status {code}"
+        if killed_by == signal.SIGKILL:
+            how += " (somebody's kill, or the kernel out of memory)"
+        words = f" Its last words: {' | '.join(list(self._stderr)[-3:])}" if self._stderr else ""
+        return ChildDied(
+            f"{self.name} {how} during {method!r}.{words}", signal=killed_by, exit_code=None if killed_by else code
+        )
+
+    def _drain(self) -> None:
+        assert self._process.stderr is not None
+        with contextlib.suppress(ValueError, OSError):  # closed under our hands
+            for line in self._process.stderr:
+                self._stderr.append(line.decode(errors="replace").rstrip()[:300])
+
+
+def receive(connection: socket.socket, deadline_s: float | None = None) -> wire.Message:
+    """One whole message.
+
+    Raises:
+        TimeoutError: `time.monotonic()` passed `deadline_s` first.
+        EOFError: the other end is gone.
+        WireError: what came is no message.
+    """
+    header_bytes, payload_bytes = wire.sizes(bytes(_exactly(connection, wire.PREFIX.size, deadline_s)))
+    header = _exactly(connection, header_bytes, deadline_s)
+    return wire.decode(header, _exactly(connection, payload_bytes, deadline_s))
+
+
+def _exactly(connection: socket.socket, count: int, deadline_s: float | None) -> bytearray:
+    buffer = bytearray(count)
+    view = memoryview(buffer)
+    while view:
+        if deadline_s is None:
+            connection.settimeout(None)
+        else:
+            connection.settimeout(max(1e-3, deadline_s - time.monotonic()))
+        got = connection.recv_into(view)
+        if not got:
+            raise EOFError("the other end closed the connection")
+        view = view[got:]
+    return buffer
+
+
+def main(argument: Mapping[str, Any]) -> None:
+    """The child's whole life: ready, then one answer for each request until the parent is gone."""
+    _die_with_parent(argument["lifeline"])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected here, a core file is not
+    if argument["memory_limit_bytes"]:
+        resource.setrlimit(resource.RLIMIT_AS, (argument["memory_limit_bytes"],) * 2)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as adjustment:
+        adjustment.write("1000")  # when memory runs out, the trial dies and not the application
+    connection = socket.socket(fileno=argument["fd"])
+    module, _, kind = argument["service"].partition(":")
+    service: Service = getattr(importlib.import_module(module), kind)()
+    _answer(connection, {}, {})
+    while True:
+        try:
+            request, data = receive(connection)
+        except EOFError:
+            return
+        _serve(connection, service, request, data)
+
+
+def _serve(connection: socket.socket, service: Service, request: Mapping[str, Any], data: Mapping[str, Data]) -> None:
+    try:
+        body, values = service.handle(request["method"], request.get("body", {}), data)
+    except EdgertError as error:
+        _answer(connection, {"error": errors.to_json(error)}, {})
+    except MemoryError as error:
+        _answer(connection, {"error": errors.to_json(RunFailed(f"out of memory: {error}."))}, {})
+    except Exception as error:  # noqa: BLE001 - whatever a vendor's library throws must reach the parent as a message
+        failure = RunFailed(f"{type(error).__name__} in {request['method']!r}: {str(error)[:2000]}")
+        _answer(connection, {"error": errors.to_json(failure)}, {})
+    else:
+        _answer(connection, {"body": dict(body)}, values)
+
+
+def _answer(connection: socket.socket, body: Mapping[str, Any], data: Mapping[str, Data]) -> None:
+    try:
+        message = wire.encode(body, data)
+    except (TypeError, ValueError, WireError) as error:
+        message = wire.encode({"error": errors.to_json(RunFailed(f"the answer cannot be sent: {error}."))})
+    for piece in wire.pieces(message):
+        connection.sendall(piece)
+
+
+def _die_with_parent(lifeline: int) -> None:
+    """Ask the kernel for SIGKILL when the parent's end of the pipe closes, however it closes."""
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    # The pipe may have closed before the kernel was asked.
+    os.set_blocking(lifeline, False)
+    with contextlib.suppress(BlockingIOError):
+        if os.read(lifeline, 1) == b"":
+            os._exit(0)

@@ -1,0 +1,147 @@
+"""Message bytes: a JSON body beside raw arrays. Nothing in a message is ever executed or unpickled.
+
+One message is
+
+    magic 'EDRT' | version u16 | reserved u16 | header bytes u32 | payload bytes u64 | header | payload
+
+all little-endian. The header is JSON: {"body": ..., "data": {name: tree}}. A tree is null (an absent optional),
+{"a": dtype, "s": shape, "o": offset, "n": bytes} for an array in the payload, {"t": shape, "v": [text, ...]} for an array of
+strings, {"l": [tree, ...]} for a sequence, {"m": [[key, tree], ...]} for a map, {"x": value} for a bare scalar.
+Arrays start at multiples of 64 bytes, so that a receiver can use them in place.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from edgert.errors import OptionError, WireError
+from edgert.tensor import Array, Data, dtype_of, numpy_dtype
+
+VERSION = 1
+PREFIX = struct.Struct("<4sHHIQ")
+MAX_HEADER_BYTES = 64 << 20
+MAX_PAYLOAD_BYTES = 64 << 30
+_MAGIC = b"EDRT"
+_ALIGN = 64
+_MAX_DEPTH = 16
+
+Body: TypeAlias = Mapping[str, Any]
+Message: TypeAlias = tuple[dict[str, Any], dict[str, Data]]
+
+
+def encode(body: Body, data: Mapping[str, Data] | None = None) -> list[bytes | memoryview]:
+    """The pieces of one message, to be sent one after another; arrays are not copied where they are contiguous."""
+    payload: list[bytes | memoryview] = []
+    end = 0
+
+    def place(array: Array) -> int:
+        nonlocal end
+        padding = -end % _ALIGN
+        raw = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)) if array.size else b""
+        payload.extend((bytes(padding), raw))
+        start = end + padding
+        end = start + len(raw)
+        return start
+
+    trees = {name: _tree(value, place, 0) for name, value in (data or {}).items()}
+    header = json.dumps({"body": body, "data": trees}, separators=(",", ":")).encode()
+    return [PREFIX.pack(_MAGIC, VERSION, 0, len(header), end), header, *payload]
+
+
+def sizes(prefix: bytes) -> tuple[int, int]:
+    """Header and payload bytes that follow a prefix.
+
+    Raises:
+        WireError: not a message of this version, or larger than any message may be.
+    """
+    if len(prefix) != PREFIX.size:
+        raise WireError(f"message prefix has {len(prefix)} bytes, not {PREFIX.size}.")
+    magic, version, _, header_bytes, payload_bytes = PREFIX.unpack(prefix)
+    if magic != _MAGIC:
+        raise WireError(f"message starts with {magic!r}, not {_MAGIC!r}.")
+    if version != VERSION:
+        raise WireError(f"message has version {version}, this edgert speaks {VERSION}.", "Use the same edgert on both ends.")
+    if header_bytes > MAX_HEADER_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
+        raise WireError(f"message announces {header_bytes} + {payload_bytes} bytes, more than is allowed.")
+    return header_bytes, payload_bytes
+
+
+def decode(header: bytes | bytearray, payload: bytearray) -> Message:
+    """Body and data of a message. Arrays are writable views of `payload`, which the caller hands over.
+
+    Raises:
+        WireError: the header is not what the format says, or an array leaves the payload.
+    """
+    try:
+        content = json.loads(bytes(header))
+        body, trees = content["body"], content["data"]
+        if not isinstance(body, dict) or not isinstance(trees, dict):
+            raise WireError("message header is malformed.")
+        return body, {name: _value(tree, payload, 0) for name, tree in trees.items()}
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, OptionError) as error:
+        raise WireError(f"message header is malformed: {error!r}.") from error
+
+
+def _tree(value: Data | Any, place: Any, depth: int) -> Any:
+    if depth > _MAX_DEPTH:
+        raise WireError(f"a value nests deeper than {_MAX_DEPTH} levels.")
+    if value is None:
+        return None
+    if isinstance(value, np.ndarray):
+        if dtype_of(value) == "string":
+            return {"t": list(value.shape), "v": [_text(item) for item in value.reshape(-1).tolist()]}
+        return {"a": dtype_of(value), "s": list(value.shape), "o": place(value), "n": value.nbytes}
+    if isinstance(value, Mapping):
+        return {"m": [[key, _tree(item, place, depth + 1)] for key, item in value.items()]}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return {"l": [_tree(item, place, depth + 1) for item in value]}
+    return {"x": value.item() if isinstance(value, np.generic) else value}
+
+
+def _text(item: object) -> str:
+    return item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item)
+
+
+def _value(tree: Any, payload: bytearray, depth: int) -> Any:
+    if depth > _MAX_DEPTH:
+        raise WireError(f"a value nests deeper than {_MAX_DEPTH} levels.")
+    if tree is None:
+        return None
+    if "a" in tree:
+        return _array(tree["a"], _shape(tree["s"]), int(tree["o"]), int(tree["n"]), payload)
+    if "t" in tree:
+        texts = np.empty(len(tree["v"]), dtype=object)
+        texts[:] = [str(item) for item in tree["v"]]
+        return texts.reshape(_shape(tree["t"]))
+    if "l" in tree:
+        return [_value(item, payload, depth + 1) for item in tree["l"]]
+    if "m" in tree:
+        return {key: _value(item, payload, depth + 1) for key, item in tree["m"]}
+    return tree["x"]
+
+
+def _shape(sizes_: Any) -> tuple[int, ...]:
+    shape = tuple(sizes_)
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise WireError(f"shape {shape} is malformed.")
+    return shape
+
+
+def _array(dtype: str, shape: tuple[int, ...], start: int, count: int, payload: bytearray) -> Array:
+    kind = numpy_dtype(dtype)
+    items = 1
+    for size in shape:
+        items *= size
+    if start < 0 or start + count > len(payload) or items * kind.itemsize != count or dtype == "string":
+        raise WireError(f"array of {dtype} {shape} does not fit its {count} bytes at {start} of {len(payload)}.")
+    return np.frombuffer(payload, dtype=kind, count=items, offset=start if count else 0).reshape(shape)
+
+
+def pieces(message: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The non-empty pieces, in order."""
+    return (piece for piece in message if len(piece))
