@@ -1,0 +1,130 @@
+"""Files as the readers see them: mapped, hashed, and never outside the model's own folder."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO
+
+from edgert.errors import ModelCorrupt, ModelNotFound, OptionError
+
+_BLOCK_BYTES = 1 << 24
+
+
+def map_file(path: Path) -> memoryview:
+    """A file's bytes, memory-mapped read-only.
+
+    Raises:
+        ModelNotFound: it is missing, is no regular file, or may not be read.
+        ModelCorrupt: it is empty.
+    """
+    try:
+        # A pipe or a device would block on open, so look before opening.
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            raise ModelNotFound(f"model {str(path)!r} is {kind}.", "Give the path of a .onnx or .tflite file.")
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ModelCorrupt(f"model {str(path)!r} is empty (0 bytes).", "Export or download it again.")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise ModelNotFound(
+            f"model {str(path)!r} cannot be read: {reason}.", "Check the path and its permissions."
+        ) from error
+
+
+def beside(model: Path, location: str, owner: str) -> Path:
+    """The file that `location` names beside a model, symbolic links resolved.
+
+    Args:
+        model: the model file.
+        location: as the model says it; must be relative and stay inside the model's folder.
+        owner: what refers to it, for the message, such as "tensor 'w'".
+
+    Raises:
+        ModelCorrupt: it is absolute, has '..', or leaves the folder through a link.
+        ModelNotFound: it is not there.
+    """
+    parts = PurePosixPath(location).parts
+    outside = (
+        not location or "\0" in location or ".." in parts or PurePosixPath(location).is_absolute()
+        or PureWindowsPath(location).is_absolute() or ".." in PureWindowsPath(location).parts
+    )  # fmt: skip
+    folder = Path(os.path.realpath(model.parent))
+    found = folder if outside else Path(os.path.realpath(folder / location))
+    if outside or not found.is_relative_to(folder) or found == folder:
+        raise ModelCorrupt(
+            f"{owner} of {model.name} lies in {location!r}, outside the model's folder.",
+            "Keep external data beside the model, under a relative path without '..' or links that lead out.",
+        )
+    if not found.is_file():
+        raise ModelNotFound(
+            f"{owner} of {model.name} lies in {location!r}, which is not there (or is no regular file).",
+            f"Put it into {folder}.",
+        )
+    return found
+
+
+def sha256(data: memoryview) -> str:
+    """SHA-256 of bytes, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for start in range(0, len(data), _BLOCK_BYTES):
+        digest.update(data[start : start + _BLOCK_BYTES])
+    return digest.hexdigest()
+
+
+def digest_with(own: str, companions: Iterable[tuple[str, Path]]) -> str:
+    """Content hash of a model and the files that it refers to.
+
+    `own` alone where there are none, else SHA-256 over `own` and each (location, SHA-256 of the file), sorted.
+    """
+    lines = [f"{location}\0{sha256(map_file(path))}" for location, path in sorted(set(companions))]
+    return hashlib.sha256("\n".join([own, *lines]).encode(errors="surrogateescape")).hexdigest() if lines else own
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` only when all went well.
+
+    Raises:
+        OptionError: it cannot be written.
+    """
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OptionError(
+            f"{str(path)!r} cannot be written: {error.strerror or error}.",
+            "Choose a writable folder with enough space.",
+        ) from error
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def unique_names(wanted: Sequence[str]) -> tuple[str, ...]:
+    """The names, each changed where an earlier one is the same: 'x', 'x' -> 'x', 'x_1'. Deterministic."""
+    taken = set(wanted)
+    seen: set[str] = set()
+    counts: dict[str, int] = {}
+    result = []
+    for name in wanted:
+        chosen = name
+        while chosen in seen or (chosen != name and chosen in taken):
+            counts[name] = counts.get(name, 0) + 1
+            chosen = f"{name}_{counts[name]}"
+        seen.add(chosen)
+        result.append(chosen)
+    return tuple(result)
