@@ -141,7 +141,7 @@ def _core(
 
 
 def _clusters(cores: Iterable[_Core]) -> list[list[_Core]]:
-    """Cores of one kind and about one speed together: fastest cluster first, in each one thread a physical core first."""
+    """Cores of one kind and about one speed together: fastest cluster first; in each, one thread a core first."""
     clusters: list[list[_Core]] = []
     for core in sorted(cores, key=lambda core: (core.rank, -core.capacity, -core.clock_khz, core.number)):
         home = next((cluster for cluster in clusters if _alike(core, cluster[0])), None)
