@@ -1,0 +1,216 @@
+"""LiteRT: TFLite models on the CPU, by ai-edge-litert or its older form tflite-runtime (the one for 32-bit ARM).
+
+A model's variables start at zero in every run: a request may be answered by any of several instances, so nothing may
+be carried from one to the next (resource variables, which the library cannot reset, are the exception; they belong
+to the one Runnable).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from edgert.devices.backend import Runnable, Source
+from edgert.devices.words import failed, installed, refused, unusable
+from edgert.errors import MissingPackage, UnknownTarget
+from edgert.graph import Value
+from edgert.machine import Device, Reach
+from edgert.profile import Target
+from edgert.tensor import Array, Data
+
+_LOG = logging.getLogger(__name__)
+_REMEDY = 'pip install "edgert[tflite]"'
+_OLD_REMEDY = 'pip install ai-edge-litert, or where it has no wheel: pip install "numpy<2"'
+
+_PACKAGES: Mapping[str, str] = {  # module -> distribution, preferred first
+    "ai_edge_litert": "ai-edge-litert",
+    "tflite_runtime": "tflite-runtime",
+}
+_RESOLVERS: Mapping[str, str] = {  # variant -> member of OpResolverType
+    "": "AUTO",  # with XNNPACK, the library's default
+    "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
+    "ref": "BUILTIN_REF",
+}
+_WORTH_TRYING = ("", "builtin")
+"""`ref`, the kernels that others are checked against, is some fifty times slower: for who names it."""
+
+
+class Backend:
+    """LiteRT; see `edgert.devices.backend.Backend`."""
+
+    name = "litert"
+    reentrant = False
+
+    def version(self) -> str:
+        module, distribution = _package()
+        found = installed(module, (distribution,), _REMEDY)
+        if module == "tflite_runtime":
+            # Built against numpy 1: with a later one its import succeeds and making an interpreter crashes.
+            numpy_version = version("numpy")
+            if int(numpy_version.partition(".")[0]) > 1:
+                reason = RuntimeError(f"it needs numpy before 2, here is {numpy_version}")
+                raise unusable(distribution, reason, _OLD_REMEDY)
+        return found
+
+    def reaches(self, devices: Sequence[Device]) -> tuple[Reach, ...]:
+        _interpreter_module()
+        return tuple(
+            Reach(self.name, device.id, variant)
+            for device in devices
+            if device.kind == "cpu"
+            for variant in _WORTH_TRYING
+        )
+
+    def targets(self, source: Source, device: Device, variant: str, threads: Sequence[int]) -> tuple[Target, ...]:
+        _resolver(variant)
+        if source.format != "tflite" or device.kind != "cpu":
+            return ()
+        return tuple(Target(self.name, device.id, source.precision, count, variant) for count in threads)
+
+    def prepare(self, source: Source, target: Target, device: Device, cache: Path | None = None) -> Runnable:
+        library = _interpreter_module()
+        if target.precision != source.precision:
+            raise refused(target, f"LiteRT computes at the model's own precision, {source.precision}")
+        try:
+            interpreter = library.Interpreter(
+                str(source.path),
+                num_threads=target.threads or 1,
+                experimental_op_resolver_type=library.OpResolverType[_resolver(target.variant)],
+            )
+            interpreter.allocate_tensors()
+            inputs = _ports(source.inputs, interpreter.get_input_details())
+            outputs = _ports(source.outputs, interpreter.get_output_details())
+        except SystemError as error:  # how tflite-runtime fails beside a numpy that it was not built for
+            raise unusable(_package()[1], error, _OLD_REMEDY) from error
+        except Exception as error:  # the bindings raise ValueError, RuntimeError and what numpy raises
+            raise refused(target, error) from error
+        return Prepared(interpreter, inputs, outputs, target, {device.id: _count(interpreter, target)})
+
+
+@dataclass(slots=True)
+class _Port:
+    name: str
+    """The model file's name for it."""
+    index: int
+    """The interpreter's tensor index."""
+    shape: tuple[int, ...]
+    """What the interpreter has room for at present."""
+    text: bool
+
+
+class Prepared:
+    """An interpreter; one run at a time."""
+
+    def __init__(
+        self, interpreter: Any, inputs: list[_Port], outputs: list[_Port], target: Target, ran_on: Mapping[str, int]
+    ) -> None:
+        self.ran_on = ran_on
+        self._interpreter: Any = interpreter
+        self._inputs = inputs
+        self._outputs = outputs
+        self._target = target
+
+    def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
+        interpreter = self._interpreter
+        try:
+            if any(cast("Array", inputs[port.name]).shape != port.shape for port in self._inputs):
+                self._resize(inputs)
+            interpreter.reset_all_variables()
+            for port in self._inputs:
+                interpreter.set_tensor(port.index, inputs[port.name])
+            interpreter.invoke()
+            return {port.name: _read(interpreter, port) for port in self._outputs}
+        except Exception as error:  # as in `prepare`
+            raise failed(self._target, error) from error
+
+    def close(self) -> None:
+        self._interpreter = _Closed()
+
+    def _resize(self, inputs: Mapping[str, Data]) -> None:
+        wanted = {port.name: cast("Array", inputs[port.name]).shape for port in self._inputs}
+        for port in self._inputs:
+            self._interpreter.resize_tensor_input(port.index, wanted[port.name], strict=False)
+            port.shape = (-1,)  # unknown, should the allocation fail
+        self._interpreter.allocate_tensors()
+        for port in self._inputs:
+            port.shape = wanted[port.name]
+
+
+class _Closed:
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("it was closed")
+
+
+def _package() -> tuple[str, str]:
+    """Module and distribution: the first that is installed, else the preferred one."""
+    for module, distribution in _PACKAGES.items():
+        if importlib.util.find_spec(module) is not None:
+            return module, distribution
+    return next(iter(_PACKAGES.items()))
+
+
+def _interpreter_module() -> Any:
+    module, distribution = _package()
+    try:
+        return importlib.import_module(f"{module}.interpreter")
+    except ModuleNotFoundError as error:
+        raise MissingPackage(f"package {distribution} is not installed.", _REMEDY, package=distribution) from error
+    except Exception as error:  # a broken installation fails in any way
+        raise unusable(distribution, error, _REMEDY) from error
+
+
+def _resolver(variant: str) -> str:
+    try:
+        return _RESOLVERS[variant]
+    except KeyError:
+        known = ", ".join(name for name in _RESOLVERS if name)
+        raise UnknownTarget(f"litert has no variant {variant!r}.", f"Known: {known}.") from None
+
+
+def _ports(values: Sequence[Value], details: Sequence[Mapping[str, Any]]) -> list[_Port]:
+    """The interpreter's tensors under the file's names, by name, else by position (names need not be unique)."""
+    names = [str(detail["name"]) for detail in details]
+    ports = []
+    for position, value in enumerate(values):
+        if names.count(value.name) == 1:
+            detail = details[names.index(value.name)]
+        elif len(details) == len(values):
+            detail = details[position]
+        else:
+            raise ValueError(f"{value.name!r} is not among the interpreter's {names}")
+        kind = np.dtype(detail["dtype"])
+        text = kind.kind in "SUO"
+        if value.dtype not in (None, "string" if text else kind.name):
+            raise ValueError(f"{value.name!r} is {value.dtype}, LiteRT makes it {kind.name}")
+        ports.append(_Port(value.name, int(detail["index"]), tuple(int(size) for size in detail["shape"]), text))
+    return ports
+
+
+def _read(interpreter: Any, port: _Port) -> Array:
+    """A copy of an output (the interpreter makes it); strings decoded."""
+    array = cast("Array", interpreter.get_tensor(port.index))
+    if not port.text:
+        return array
+    texts = [item.decode() if isinstance(item, bytes) else str(item) for item in array.flat]
+    decoded = np.empty(array.shape, dtype=object)
+    decoded.flat[:] = texts
+    return decoded
+
+
+def _count(interpreter: Any, target: Target) -> int:
+    """Nodes of the model; those that a delegate took stay in the interpreter's list, beside the delegate's own."""
+    read = getattr(interpreter, "_get_ops_details", None)
+    if read is None:
+        return 0
+    names = [str(detail["op_name"]) for detail in read()]
+    delegated = names.count("DELEGATE")
+    _LOG.debug("%s: %d nodes, %d pieces of them by XNNPACK", target, len(names) - delegated, delegated)
+    return len(names) - delegated
