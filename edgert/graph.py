@@ -176,10 +176,11 @@ class Graph:
         return True
 
     def boundary(self, nodes: frozenset[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Values that the set reads from outside (no constants) and those of its own that are needed outside."""
+        """Values that the set reads from outside (no constants, no state), and its own that are needed outside."""
         made = {name for index in nodes for name in self.nodes[index].writes}
         reads = [name for index in sorted(nodes) for name in self.nodes[index].reads]
-        inputs = [name for name in dict.fromkeys(reads) if name not in made and name not in self.constants]
+        inside = made | self.constants.keys() | set(self.variables)
+        inputs = [name for name in dict.fromkeys(reads) if name not in inside]
         wanted = {value.name for value in self.outputs}
         outputs = [
             name

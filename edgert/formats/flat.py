@@ -37,8 +37,8 @@ def schema() -> ModuleType:
     file = Path(next(iter(folders)), "schema_py_generated.py") if folders else None
     if file is None or not file.is_file() or importlib.util.find_spec("flatbuffers") is None:
         raise MissingPackage(
-            "reading a .tflite needs the schema in the package ai-edge-litert; without it (as with tflite-runtime alone) "
-            "a .tflite is loaded whole by the backend and cannot be cut.",
+            "reading a .tflite needs the schema in the package ai-edge-litert; without it (as with tflite-runtime "
+            "alone) a .tflite is loaded whole by the backend and cannot be cut.",
             'pip install "edgert[tflite]"',
             package="ai-edge-litert",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +15,15 @@ import numpy as np
 
 from edgert.errors import MissingPackage, ModelCorrupt, ModelUnsupported
 from edgert.formats.files import digest_with, sha256, unique_names
-from edgert.formats.onnx_tensors import check_sparse, check_tensor, external_range, read_sparse, read_tensor, tensors
+from edgert.formats.onnx_tensors import (
+    check_sparse,
+    check_tensor,
+    dtype_of_code,
+    external_range,
+    read_sparse,
+    read_tensor,
+    tensors,
+)
 from edgert.formats.onnx_types import Types, subgraphs, types_of
 from edgert.graph import Attribute, Constant, Format, Graph, Node, Value
 from edgert.profile import Precision
@@ -39,7 +47,9 @@ class OnnxFile:
     graph: Graph
     proto: onnx.ModelProto = field(repr=False)
     sources: Mapping[str, onnx.NodeProto] = field(repr=False)
-    """Node or folded constant, by its name in `graph` -> as the file has it."""
+    """Node name in `graph` -> node as the file has it."""
+    folded: Mapping[str, onnx.NodeProto] = field(repr=False)
+    """Constant -> the `Constant` node that the file has for it."""
     types: Types = field(repr=False)
     own_digest: str
     """SHA-256 of the model file alone."""
@@ -88,7 +98,7 @@ def open_onnx(path: Path, data: memoryview) -> OnnxFile:
         functions=tuple(f"{function.domain}::{function.name}" for function in model.functions),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
-    return OnnxFile(path, graph, model, body.sources, types, sha256(data))
+    return OnnxFile(path, graph, model, body.sources, body.folded, types, sha256(data))
 
 
 def parse(path: Path, data: memoryview) -> onnx.ModelProto:
@@ -106,10 +116,10 @@ def parse(path: Path, data: memoryview) -> onnx.ModelProto:
             'pip install "edgert[onnx]"',
             package="onnx",
         ) from error
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
     try:
-        model = onnx.ModelProto.FromString(bytes(data))
+        model: onnx.ModelProto = onnx.ModelProto.FromString(bytes(data))
     except (DecodeError, MemoryError) as error:
         remedy = "Export or download it again."
         if len(data) >= 1 << 31:
@@ -139,7 +149,8 @@ def _check_versions(path: Path, model: onnx.ModelProto) -> None:
 
     if model.ir_version > onnx.IR_VERSION:
         raise ModelUnsupported(
-            f"model {str(path)!r} has IR version {model.ir_version}; onnx {onnx.__version__} reads up to {onnx.IR_VERSION}.",
+            f"model {str(path)!r} has IR version {model.ir_version}; "
+            f"onnx {onnx.__version__} reads up to {onnx.IR_VERSION}.",
             "pip install --upgrade onnx, or export for an older version.",
         )
     if model.ir_version >= 3 and not model.opset_import:
@@ -172,41 +183,42 @@ class _Body:
     graph: Graph
     captured: tuple[str, ...]
     sources: Mapping[str, onnx.NodeProto]
+    folded: Mapping[str, onnx.NodeProto]
 
 
 def _body(proto: onnx.GraphProto, types: Types, path: Path) -> _Body:
     """A graph or a subgraph; what it reads and does not make itself is `captured`."""
     constants = _constants(proto, path)
-    outputs = tuple(_value(info.name, types) for info in proto.output)
-    wanted = {value.name for value in outputs}
-    kept: list[tuple[onnx.NodeProto, Types | None]] = []
-    sources: dict[str, onnx.NodeProto] = {}
+    outputs = tuple(types.value(info.name) for info in proto.output)
+    kept, folded = _fold(proto, {value.name for value in outputs}, constants, path)
     bodies = iter(types.bodies)
-    inner: list[list[_Body]] = []
-    for node in proto.node:
-        folded = None if any(name in wanted for name in node.output) else _folded(node, path)
-        if folded is None:
-            kept.append((node, None))
-            inner.append([_body(body, next(bodies), path) for body in subgraphs(node)])
-        else:
-            _declare(constants, folded)
-            sources[folded.value.name] = node
-    nodes = [node for node, _ in kept]
-    names = _node_names(nodes)
-    made = [_node(node, name, parts) for node, name, parts in zip(nodes, names, inner, strict=True)]
-    inputs = tuple(_value(info.name, types) for info in proto.input if info.name not in constants)
-    ordered = [made[index] for index in _order(made, inputs, constants)]
-    sources.update(zip(names, nodes, strict=True))
+    inner = [[_body(body, next(bodies), path) for body in subgraphs(node)] for node in kept]
+    names = _node_names(kept)
+    made = [_node(node, name, parts) for node, name, parts in zip(kept, names, inner, strict=True)]
+    inputs = tuple(types.value(info.name) for info in proto.input if info.name not in constants)
+    nodes = tuple(made[index] for index in _order(made, inputs, constants))
     values = {value.name: value for value in inputs} | {name: constant.value for name, constant in constants.items()}
-    values |= {name: _value(name, types) for node in ordered for name in node.writes}
-    reads = [name for node in ordered for name in node.reads] + [value.name for value in outputs]
+    values |= {name: types.value(name) for node in nodes for name in node.writes}
+    reads = [name for node in nodes for name in node.reads] + [value.name for value in outputs]
     captured = tuple(name for name in dict.fromkeys(reads) if name not in values)
-    graph = Graph("onnx", proto.name, tuple(ordered), inputs, outputs, values, constants)
-    return _Body(graph, captured, sources)
+    graph = Graph("onnx", proto.name, nodes, inputs, outputs, values, constants)
+    return _Body(graph, captured, dict(zip(names, kept, strict=True)), folded)
 
 
-def _value(name: str, types: Types) -> Value:
-    return types.value(name)
+def _fold(
+    proto: onnx.GraphProto, outputs: Collection[str], constants: dict[str, Constant], path: Path
+) -> tuple[list[onnx.NodeProto], dict[str, onnx.NodeProto]]:
+    """Turn `Constant` nodes into constants; returns the other nodes, and the folded ones by value name."""
+    kept: list[onnx.NodeProto] = []
+    folded: dict[str, onnx.NodeProto] = {}
+    for node in proto.node:
+        constant = None if any(name in outputs for name in node.output) else _folded(node, path)
+        if constant is None:
+            kept.append(node)
+        else:
+            _declare(constants, constant)
+            folded[constant.value.name] = node
+    return kept, folded
 
 
 def _declare(constants: dict[str, Constant], constant: Constant) -> None:
@@ -225,16 +237,12 @@ def _constants(proto: onnx.GraphProto, path: Path) -> dict[str, Constant]:
 
 
 def _constant(name: str, tensor: onnx.TensorProto, path: Path) -> Constant:
-    from edgert.formats.onnx_tensors import dtype_of_code
-
     size_bytes = check_tensor(tensor, path, f"constant {name!r}")
     value = Value(name, dtype_of_code(tensor.data_type, name), tuple(tensor.dims))
     return Constant(value, size_bytes, partial(read_tensor, tensor, path))
 
 
 def _sparse_constant(name: str, sparse: onnx.SparseTensorProto, path: Path) -> Constant:
-    from edgert.formats.onnx_tensors import dtype_of_code
-
     size_bytes = check_sparse(sparse, path)
     value = Value(name, dtype_of_code(sparse.values.data_type, name), tuple(sparse.dims), "sparse")
     return Constant(value, size_bytes, partial(read_sparse, sparse, path))
@@ -293,18 +301,20 @@ def _attribute(attribute: onnx.AttributeProto) -> Attribute:
     """A small attribute's content; None for tensors, graphs, types and references."""
     match attribute.type:
         case 1:
-            return float(attribute.f)
+            content: Attribute = attribute.f
         case 2:
-            return int(attribute.i)
+            content = attribute.i
         case 3:
-            return _text(attribute.s)
+            content = _text(attribute.s)
         case 6:
-            return tuple(attribute.floats)
+            content = tuple(attribute.floats)
         case 7:
-            return tuple(attribute.ints)
+            content = tuple(attribute.ints)
         case 8:
-            return tuple(item.decode("utf-8", "surrogateescape") for item in attribute.strings)
-    return None
+            content = tuple(item.decode("utf-8", "surrogateescape") for item in attribute.strings)
+        case _:
+            content = None
+    return content
 
 
 def _text(content: bytes) -> str | bytes:
@@ -365,8 +375,10 @@ def _precision(graph: Graph) -> Precision:
         # Integers that are made, not stored, come from quantised arithmetic; stored ones are only packed weights.
         if node.op.endswith("DequantizeLinear") and node.inputs and node.inputs[0] not in owner.constants:
             return "i8"
-        floats.update(_PRECISIONS[dtype] for name in node.writes if (dtype := owner.values[name].dtype) in _PRECISIONS)
-    for value in () if floats else (*graph.inputs, *graph.outputs):
-        if value.dtype in _PRECISIONS:
-            floats[_PRECISIONS[value.dtype]] += 1
+        floats.update(_floats(owner.values[name] for name in node.writes))
+    floats = floats or Counter(_floats((*graph.inputs, *graph.outputs)))
     return max(floats, key=lambda name: floats[name], default="f32")
+
+
+def _floats(values: Iterable[Value]) -> Iterator[Precision]:
+    return (_PRECISIONS[value.dtype] for value in values if value.dtype is not None and value.dtype in _PRECISIONS)

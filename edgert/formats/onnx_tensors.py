@@ -95,7 +95,7 @@ def _same(got: int, expected: int, owner: str, what: str) -> None:
 
 
 def external_range(tensor: onnx.TensorProto, path: Path, owner: str) -> tuple[Path, int, int]:
-    """File, offset and length in bytes of a tensor that lies outside the model file; checked against the file's size."""
+    """File, offset and length in bytes of a tensor that lies outside the model file, checked against its file."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     file = beside(path, entries.get("location", ""), owner)
     needed = (count_of(tuple(tensor.dims), owner) * BITS[dtype_of_code(tensor.data_type, owner)] + 7) // 8

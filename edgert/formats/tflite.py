@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from edgert.profile import Precision
 from edgert.tensor import BITS, Array, DType, Shape, numpy_dtype, size_bytes
 
 _DTYPES: Mapping[str, DType] = {  # schema's name -> element type; resources and variants have none
-    "FLOAT32": "float32", "FLOAT16": "float16", "INT32": "int32", "UINT8": "uint8", "INT64": "int64", "STRING": "string",
+    "FLOAT32": "float32", "FLOAT16": "float16", "INT32": "int32", "UINT8": "uint8", "INT64": "int64",
+    "STRING": "string",
     "BOOL": "bool", "INT16": "int16", "COMPLEX64": "complex64", "INT8": "int8", "FLOAT64": "float64",
     "COMPLEX128": "complex128", "UINT64": "uint64", "UINT32": "uint32", "UINT16": "uint16", "INT4": "int4",
     "BFLOAT16": "bfloat16", "INT2": "int2", "UINT4": "uint4", "FLOAT8_E4M3FN": "float8_e4m3fn",
@@ -28,6 +30,7 @@ _DTYPES: Mapping[str, DType] = {  # schema's name -> element type; resources and
 _PRECISIONS: Mapping[str, Precision] = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _MAX_RANK = 32
 _MAX_BYTES = 1 << 62
+_MAX_BODIES = 10_000
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ class _Tflite(Reader):
         self.signature_list = [self._signature(item) for item in self.tables(model, "SignatureDefs")]
         self._open: list[int] = []
         self._bodies: dict[int, _Body] = {}
+        self._expanded: dict[int, int] = {}  # subgraphs that each one stands for with every call expanded
 
     def _op(self, code: Any) -> str:
         # Codes beyond 127 live in the newer field; old files have only the deprecated one.
@@ -221,12 +225,13 @@ class _Tflite(Reader):
         constants = {
             value.name: self._constant(value, tensor)
             for value, tensor in self.values[index]
-            if value.name not in made and value.name not in inputs and self._has_data(tensor)
+            if value.name not in made and value.name not in inputs and self._has_data(value, tensor)
         }
         variables = [value.name for value, tensor in self.values[index] if tensor.IsVariable()]
         variables += [name for node in nodes if node.op == "VAR_HANDLE" for name in node.writes]
         self._check_order(nodes, {*inputs, *constants, *variables})
         description = self.text(self.model.Description())
+        values |= {name: constant.value for name, constant in constants.items()}
         graph = Graph(
             "tflite", self.text(subgraph.Name()), nodes, tuple(values[name] for name in inputs if name),
             tuple(values[name] for name in outputs if name), values, constants,
@@ -260,10 +265,14 @@ class _Tflite(Reader):
             parts.append((self.ops[code], inputs, outputs, *self._options(operator)))
         wanted = [next((name for name in part[2] if name), f"{part[0]}_{at}") for at, part in enumerate(parts)]
         names = unique_names(wanted)
-        return tuple(
+        nodes = tuple(
             Node(name, op, inputs, outputs, attributes, tuple(self.body(body).graph for body in bodies))
             for name, (op, inputs, outputs, attributes, bodies) in zip(names, parts, strict=True)
         )
+        self._expanded[index] = 1 + sum(self._expanded[body] for part in parts for body in part[4])
+        if self._expanded[index] > _MAX_BODIES:
+            raise self.corrupt(f"subgraph {index} stands for more than {_MAX_BODIES} subgraphs, calls expanded")
+        return nodes
 
     def _options(self, operator: Any) -> tuple[dict[str, Attribute], list[int]]:
         """Attributes of an operator, and the subgraphs that it runs."""
@@ -288,27 +297,28 @@ class _Tflite(Reader):
                 bodies.extend(content)  # type: ignore[arg-type]
         return attributes, [body for body in bodies if body >= 0]
 
-    def _has_data(self, tensor: Any) -> bool:
+    def _has_data(self, value: Value, tensor: Any) -> bool:
+        if tensor.IsVariable():
+            return False
         if tensor.ExternalBuffer():
             return True
         index = int(tensor.Buffer())
         if index >= len(self.buffers):
             raise self.corrupt(f"tensor {self.text(tensor.Name())!r} names buffer {index} of {len(self.buffers)}")
         buffer = self.buffers[index]
-        # Buffer 0 is empty by convention: "no data". An empty tensor may carry an empty buffer of its own.
-        return index != 0 and (not buffer.DataIsNone() or int(buffer.Offset()) > 1)
+        # Buffer 0 means "no data" by convention; some writers give each tensor that has none an empty one of its own.
+        return (index != 0 and (buffer.DataLength() > 0 or int(buffer.Offset()) > 1)) or 0 in (value.shape or ())
 
     def _constant(self, value: Value, tensor: Any) -> Constant:
         content = self._content(value, tensor)
-        if value.dtype is None or value.shape is None or any(isinstance(size, str) for size in value.shape):
+        shape = self.integers(tensor, "Shape")  # a signature with free dimensions means nothing here
+        if value.dtype is None or any(size < 0 for size in shape):
             raise self.corrupt(f"constant {value.name!r} has no full type")
         sparse = tensor.Sparsity() is not None
-        if value.dtype != "string" and not sparse and size_bytes(value.dtype, value.shape) != len(content):
-            raise self.corrupt(
-                f"constant {value.name!r} holds {len(content)} bytes, its shape asks for "
-                f"{size_bytes(value.dtype, value.shape)}"
-            )
-        shown = Value(value.name, value.dtype, value.shape, "sparse" if sparse else "tensor", value.quantization)
+        asked_bytes = size_bytes(value.dtype, shape)
+        if value.dtype != "string" and not sparse and asked_bytes != len(content):
+            raise self.corrupt(f"constant {value.name!r} holds {len(content)} bytes, its shape asks for {asked_bytes}")
+        shown = Value(value.name, value.dtype, shape, "sparse" if sparse else "tensor", value.quantization)
         return Constant(shown, len(content), partial(_read, content, shown))
 
     def _content(self, value: Value, tensor: Any) -> memoryview:
@@ -322,8 +332,7 @@ class _Tflite(Reader):
             return self.data[start : start + size]
         if buffer.DataIsNone():
             return self.data[:0]
-        array: Array = buffer.DataAsNumpy()
-        return memoryview(array)
+        return memoryview(buffer.DataAsNumpy())
 
     def _external(self, value: Value, identifier: int) -> memoryview:
         item = self.external.get(identifier)
@@ -356,7 +365,7 @@ def _strings(content: memoryview, shape: tuple[int, ...]) -> Array:
     with trusting(Path("string tensor")):
         count = int(np.frombuffer(content, "<i4", 1)[0]) if len(content) else 0
         ends = np.frombuffer(content, "<i4", count + 1, 4).tolist() if count else [0]
-        texts = [bytes(content[a:b]).decode("utf-8", "surrogateescape") for a, b in zip(ends, ends[1:], strict=False)]
+        texts = [bytes(content[a:b]).decode("utf-8", "surrogateescape") for a, b in pairwise(ends)]
         array = np.array(texts, dtype=object).reshape(shape)
     array.flags.writeable = False
     return array
@@ -412,8 +421,8 @@ def _option_fields(kind: str) -> tuple[tuple[str, str, bool], ...]:
 def _precision(graph: Graph) -> Precision:
     if any(_is_quantised(value) for value in graph.values.values()):
         return "i8"
-    made = [value.dtype for node in graph.nodes for value in map(graph.values.__getitem__, node.writes)]
-    floats = Counter(_PRECISIONS[dtype] for dtype in made if dtype in _PRECISIONS)
+    made = (graph.values[name].dtype for node in graph.nodes for name in node.writes)
+    floats = Counter(_PRECISIONS[dtype] for dtype in made if dtype is not None and dtype in _PRECISIONS)
     return max(floats, key=lambda name: floats[name], default="f32")
 
 
