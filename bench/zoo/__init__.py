@@ -1,0 +1,1 @@
+"""Real shapes with seeded weights."""
