@@ -1,0 +1,79 @@
+"""The command line: `edgert probe | plan | run | bench | demo | version`.
+
+A command is one short function in a module of its own: parse, call the library, show. Nothing heavy is imported
+before a command needs it, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from edgert.cli import bench, demo, plan, probe, run, version
+from edgert.cli.console import BUG, FAILED, show_error
+from edgert.errors import EdgertError
+
+__all__ = ["app", "main"]
+
+EXITS = (
+    "Exit codes: 0 done; 1 edgert could not (stderr says why, and what to try); 2 the command line is wrong; "
+    "3 done in part, or by a fallback; 70 a fault in edgert itself; 130 interrupted."
+)
+
+
+class Commands(TyperGroup):
+    """Turns the errors that edgert raises on purpose into one line and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgertError as error:
+            show_error(error)
+            raise typer.Exit(FAILED) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="edgert",
+    help="Runs any ONNX or TFLite model the fastest correct way that this machine has.",
+    epilog=EXITS,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(probe.probe)
+app.command()(plan.plan)
+app.command()(run.run)
+app.command()(bench.bench)
+app.command()(demo.demo)
+app.command()(version.version)
+
+
+@app.callback()
+def settings(
+    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log to stderr; twice for details.")] = 0,
+) -> None:
+    """Options of every command."""
+    level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+def main() -> None:
+    """Entry point of the `edgert` command; does not return."""
+    try:
+        app()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception:  # noqa: BLE001 - the outermost frame: anything here is a fault in edgert, told apart by its code
+        traceback.print_exc()
+        sys.stderr.write("\nThis is a fault in edgert, not in what you did. Please report it with the lines above.\n")
+        sys.exit(BUG)

@@ -1,0 +1,105 @@
+"""The options that several commands share, declared once; and what they mean as arguments of `edgert.load`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+
+class Objective(StrEnum):
+    """What the plan is made for."""
+
+    latency = "latency"
+    throughput = "throughput"
+
+
+class Precision(StrEnum):
+    """Which arithmetic the plan may choose."""
+
+    own = "own"
+    any = "any"
+    f64 = "f64"
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+    i8 = "i8"
+
+
+ModelPath: TypeAlias = Annotated[Path, typer.Argument(metavar="MODEL", help="A .onnx or .tflite file.")]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, nothing else.")]
+ObjectiveOption: TypeAlias = Annotated[
+    Objective, typer.Option("--objective", help="One answer soonest, or most answers a second.")
+]
+PrecisionOption: TypeAlias = Annotated[
+    Precision, typer.Option("--precision", help="The model's own, any that stays within the tolerance, or this one.")
+]
+ToleranceOption: TypeAlias = Annotated[
+    float | None,
+    typer.Option("--tolerance", min=0.0, help="Largest error of a float output, as a part of its range."),
+]
+TargetsOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--targets", "-t", help="Only these targets: exact or a pattern such as 'onnxruntime@*'; repeatable."),
+]
+BudgetOption: TypeAlias = Annotated[
+    float, typer.Option("--budget", min=0.0, help="Seconds to spend on measuring before the first answer.")
+]
+
+
+def load_arguments(
+    objective: Objective, precision: Precision, tolerance: float | None, targets: Sequence[str] | None, budget_s: float
+) -> dict[str, Any]:
+    """The keyword arguments of `edgert.load` that these options stand for; `--targets a,b` is two targets."""
+    chosen = [part.strip() for text in targets or () for part in text.split(",") if part.strip()]
+    return {
+        "objective": objective.value,
+        "precision": precision.value,
+        "tolerance": tolerance,
+        "targets": chosen or None,
+        "budget_s": budget_s,
+    }
+
+
+class FitChoice(StrEnum):
+    """How a picture meets the size that the model wants."""
+
+    stretch = "stretch"
+    crop = "crop"
+    pad = "pad"
+
+
+class LayoutChoice(StrEnum):
+    """Order of a picture's axes."""
+
+    nchw = "nchw"
+    nhwc = "nhwc"
+    chw = "chw"
+    hwc = "hwc"
+    nhw = "nhw"
+    hw = "hw"
+
+
+def size(text: str) -> tuple[int, int] | None:
+    """'224x320' or '224' as (height, width); '' as None."""
+    if not text:
+        return None
+    parts = text.lower().split("x")
+    try:
+        height, width = (int(parts[0]), int(parts[-1])) if len(parts) <= 2 else (0, 0)
+    except ValueError:
+        height, width = 0, 0
+    if min(height, width) < 1:
+        raise typer.BadParameter(f"{text!r} is not HEIGHTxWIDTH", param_hint="--resize")
+    return height, width
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """'0.485,0.456,0.406' as three numbers."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a number or numbers with commas", param_hint=option) from error
