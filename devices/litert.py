@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from edgert.devices.backend import Runnable, Source
-from edgert.devices.words import failed, installed, refused, unusable
+from edgert.devices.words import SIMULATED, failed, installed, refused, unusable
 from edgert.errors import MissingPackage, UnknownTarget
 from edgert.graph import Value
 from edgert.machine import Device, Reach
@@ -65,7 +65,7 @@ class Backend:
         return tuple(
             Reach(self.name, device.id, variant)
             for device in devices
-            if device.kind == "cpu"
+            if device.kind == "cpu" and device.driver != SIMULATED
             for variant in _WORTH_TRYING
         )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from edgert.devices import ortvalues
 from edgert.devices.backend import Runnable, Source
-from edgert.devices.words import failed, installed, refused, shortened, unusable
+from edgert.devices.words import SIMULATED, failed, installed, refused, shortened, unusable
 from edgert.errors import MissingPackage, PrepareRefused, UnknownTarget
 from edgert.machine import Device, DeviceKind, Reach
 from edgert.profile import Precision, Target
@@ -61,7 +61,8 @@ class Provider:
 
     def drives(self, device: Device) -> bool:
         known_as = f"{device.name} {device.driver}".lower()
-        return device.kind in self.kinds and (not self.vendors or any(vendor in known_as for vendor in self.vendors))
+        right = not self.vendors or any(vendor in known_as for vendor in self.vendors)
+        return right and device.kind in self.kinds and device.driver != SIMULATED
 
 
 PROVIDERS: Mapping[str, Provider] = {  # variant -> provider

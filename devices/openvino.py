@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from edgert.devices.backend import Runnable, Source
-from edgert.devices.words import failed, installed, refused, unusable
+from edgert.devices.words import SIMULATED, failed, installed, refused, unusable
 from edgert.errors import MissingPackage, PrepareRefused, UnknownTarget
 from edgert.graph import Value
 from edgert.machine import Device, Reach
@@ -94,6 +94,7 @@ class Backend:
                 raise refused(target, f"{value.name!r} is a {value.kind}, OpenVINO passes tensors only")
         try:
             model = core.read_model(str(source.path))
+            _settle_shapes(model, source.inputs)
             inputs = _ports(source.inputs, model.inputs)
             outputs = _ports(source.outputs, model.outputs)
             compiled = core.compile_model(model, name, _settings(target, device, cache))
@@ -138,6 +139,7 @@ class Prepared:
     ) -> None:
         self.ran_on = ran_on
         self._request: Any = compiled.create_infer_request()
+        self._stateful = bool(self._request.query_state())
         self._target = target
         self._fixed = {port.name: self._input_view(port) for port in inputs if port.small}
         self._others = [port for port in inputs if not port.small]
@@ -155,6 +157,8 @@ class Prepared:
                 self._set(port, cast("Array", inputs[port.name]))
             if len(inputs) > len(self._known):
                 _check_known(inputs, self._known)
+            if self._stateful:
+                self._request.reset_state()  # variables start at zero: runs do not depend on one another
             self._request.infer(share_outputs=True)
             return {name: read() for name, read in self._reads}
         except Exception as error:  # as in `prepare`
@@ -194,7 +198,7 @@ class Prepared:
 
 
 class _Closed:
-    def infer(self, **_: Any) -> None:
+    def __getattr__(self, name: str) -> Any:
         raise RuntimeError("it was closed")
 
 
@@ -226,6 +230,8 @@ def _is_intels(device: Device) -> bool:
 
 def _name(device: Device, available: Sequence[str]) -> str:
     """OpenVINO's name of a device: 'CPU', 'GPU.1', 'NPU'; '' when it does not reach it."""
+    if device.driver == SIMULATED:
+        return ""
     if device.kind == "cpu":
         return "CPU" if "CPU" in available else ""
     kin = [name for name in available if name.partition(".")[0] == device.kind.upper()]
@@ -272,6 +278,18 @@ def _check_hint(compiled: Any, target: Target) -> None:
     got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if got != _hint(target.precision):
         raise refused(target, f"asked for {_hint(target.precision)}, OpenVINO settled on {got}")
+
+
+def _settle_shapes(model: Any, values: Sequence[Value]) -> None:
+    """Give inputs that OpenVINO left open the sizes that the file states: its tensors can then be set up once."""
+    stated = {value.name: value.shape for value in values}
+    sizes = {}
+    for port in model.inputs:
+        shape = next((stated[name] for name in port.get_names() if name in stated), None)
+        if port.get_partial_shape().is_dynamic and shape and all(isinstance(size, int) for size in shape):
+            sizes[port] = list(shape)
+    if sizes:
+        model.reshape(sizes)
 
 
 def _ports(values: Sequence[Value], found: Sequence[Any]) -> list[_Port]:

@@ -1,4 +1,4 @@
-"""What the backends share in saying what went wrong: a vendor's words, shortened, and who must install what."""
+"""What the backends share: how to say what went wrong (a vendor's words, shortened) and who must install what."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from edgert.errors import MissingPackage, PrepareRefused, RunFailed
 from edgert.profile import Target
+
+SIMULATED = "simulated"
+"""`Device.driver` of a device that exists on paper only: no backend but `simulated` may reach for it."""
 
 _LINES = 2
 _NOISE = re.compile(  # ONNX Runtime's prefixes, and the C++ places that it and OpenVINO put before what they say
