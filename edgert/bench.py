@@ -157,8 +157,12 @@ def bench(
         request = dict(inputs) if inputs is not None else synthesise(file.graph, seed=seed)[0]
         source = Source(Path(path).resolve(), file.format, file.graph.inputs, file.graph.outputs, file.precision)
         entries = _entries(model, _Setting(source, edgert.probe(), request, stack), tell)
-        race = _race(entries, seconds, random.Random(seed), tell)
-        return _report(Path(path), model.plan, entries, race)
+        outcome = race(entries, seconds, random.Random(seed), tell)
+        return _report(Path(path), model.plan, entries, outcome)
+
+
+def _silent(_text: str, _part: float) -> None:
+    """Nobody watches."""
 
 
 class Contender(Protocol):
@@ -170,7 +174,7 @@ class Contender(Protocol):
 
 
 @dataclass(slots=True)
-class _Entry:
+class Entry:
     """A contender in the race, and what was timed of it so far."""
 
     name: str
@@ -271,11 +275,11 @@ class _Setting:
     """Ends the processes."""
 
 
-def _entries(model: Model, setting: _Setting, tell: Progress) -> list[_Entry]:
+def _entries(model: Model, setting: _Setting, tell: Progress) -> list[Entry]:
     """Everything that takes part, prepared; what does not prepare is in, with the reason."""
     plan, request = model.plan, setting.request
     chosen = plan.targets[0] if len(plan.segments) == 1 and plan.objective == "latency" else None
-    entries = [_Entry("edgert", "edgert", _OneByOne(model, request))]
+    entries = [Entry("edgert", "edgert", _OneByOne(model, request))]
     if plan.objective == "throughput":
         entries[0].contender = _Busy(model, request)
     rows = [*plan.candidates]
@@ -284,7 +288,7 @@ def _entries(model: Model, setting: _Setting, tell: Progress) -> list[_Entry]:
     for index, row in enumerate(rows):
         tell(f"preparing {row.target}", 0.1 * index / len(rows))
         role: Role = "chosen" if row.target == chosen else "candidate"
-        entry = _Entry(str(row.target), role, None, row.outcome, row.reason)
+        entry = Entry(str(row.target), role, None, row.outcome, row.reason)
         if row.outcome in _WANTED:
             _prepare(entry, row.target, setting)
         entries.append(entry)
@@ -293,7 +297,7 @@ def _entries(model: Model, setting: _Setting, tell: Progress) -> list[_Entry]:
     return entries
 
 
-def _prepare(entry: _Entry, target: Target, setting: _Setting) -> None:
+def _prepare(entry: Entry, target: Target, setting: _Setting) -> None:
     remote = Remote(f"bench of {target}")
     setting.stack.callback(remote.close)
     try:
@@ -308,8 +312,8 @@ def _prepare(entry: _Entry, target: Target, setting: _Setting) -> None:
         entry.contender, entry.outcome, entry.reason = None, "refused", error.message
 
 
-def _baseline(setting: _Setting) -> _Entry:
-    entry = _Entry("onnxruntime, plain", "baseline")
+def _baseline(setting: _Setting) -> Entry:
+    entry = Entry("onnxruntime, plain", "baseline")
     child = setting.stack.enter_context(Child("edgert.devices.plain:Plain", name="plain onnxruntime"))
     try:
         body, _ = child.call("open", {"path": str(setting.source.path)}, timeout_s=PREPARE_LIMIT_S)
@@ -321,13 +325,13 @@ def _baseline(setting: _Setting) -> _Entry:
     return entry
 
 
-def _race(entries: Sequence[_Entry], seconds: float, rng: random.Random, tell: Progress) -> _Outcome:
+def race(entries: Sequence[Entry], seconds: float, rng: random.Random, tell: Progress = _silent) -> Race:
     """Heats, which find the rival, and the final."""
     ready = [entry for entry in entries if entry.contender is not None]
     start_s = time.perf_counter()
     heats, running = 0, ready
     while heats < LEAST_HEATS or time.perf_counter() - start_s < HEATS * seconds:
-        tell(f"heat {heats + 1}", 0.1 + 0.9 * HEATS * min(1.0, heats / LEAST_HEATS))
+        tell(f"heat {heats + 1}", HEATS * min(1.0, heats / LEAST_HEATS))
         play_round(running, rng)
         heats += 1
         fastest_s = min(statistics.median(entry.medians_s) for entry in running if entry.medians_s)
@@ -338,19 +342,19 @@ def _race(entries: Sequence[_Entry], seconds: float, rng: random.Random, tell: P
     before = {entry.name: len(entry.medians_s) for entry in finalists}
     rounds = 0
     while rounds < LEAST_FINALS or time.perf_counter() - start_s < seconds:
-        done = max(rounds / LEAST_FINALS if rounds < LEAST_FINALS else 0.0, (time.perf_counter() - start_s) / seconds)
-        tell(f"final round {rounds + 1}", min(1.0, done))
+        spent = (time.perf_counter() - start_s) / seconds if seconds else 1.0
+        tell(f"final round {rounds + 1}", min(spent, rounds / LEAST_FINALS, 1.0))
         play_round(finalists, rng)
         rounds += 1
     finals = {entry.name: entry.medians_s[before[entry.name] :] for entry in finalists}
-    return _Outcome(rival, finals, time.perf_counter() - start_s)
+    return Race(rival, finals, time.perf_counter() - start_s)
 
 
-def _keeps_up(entry: _Entry, fastest_s: float) -> bool:
+def _keeps_up(entry: Entry, fastest_s: float) -> bool:
     return entry.contender is not None and statistics.median(entry.medians_s) <= TOO_SLOW * fastest_s
 
 
-def play_round(entries: Sequence[_Entry], rng: random.Random, visit_s: float = VISIT_S) -> None:
+def play_round(entries: Sequence[Entry], rng: random.Random, visit_s: float = VISIT_S) -> None:
     """Visit everyone once, in random order; who fails is out, with the reason."""
     for entry in rng.sample(list(entries), len(entries)):
         if entry.contender is None:
@@ -362,24 +366,25 @@ def play_round(entries: Sequence[_Entry], rng: random.Random, visit_s: float = V
 
 
 @dataclass(frozen=True, slots=True)
-class _Outcome:
+class Race:
     """What a race found."""
 
-    rival: _Entry | None
+    rival: Entry | None
     finals: Mapping[str, Sequence[float]]
     """Round medians of the finalists, by name."""
     seconds: float
 
 
-def _report(path: Path, plan: Plan, entries: Sequence[_Entry], race: _Outcome) -> Report:
-    rival, finals = race.rival, race.finals
+def _report(path: Path, plan: Plan, entries: Sequence[Entry], outcome: Race) -> Report:
+    rival, finals = outcome.rival, outcome.finals
     # A plan of several segments, or one for throughput, has no single target: then edgert itself is the chosen one.
     chosen = next((entry for entry in entries if entry.role == "chosen"), entries[0])
     baseline = next((entry for entry in entries if entry.role == "baseline"), None)
-    ratios = {
-        name: paired_ratio(medians_s, finals[chosen.name])
+    own_s = finals.get(chosen.name, ())
+    ratios = {  # who failed half-way has no pairs for all rounds
+        name: paired_ratio(medians_s, own_s)
         for name, medians_s in finals.items()
-        if name != chosen.name and len(medians_s) == len(finals[chosen.name])
+        if name != chosen.name and len(medians_s) == len(own_s)
     }
     against = ratios.get(rival.name) if rival is not None else None
     rows = [_measured(entry, ratios.get(entry.name)) for entry in entries]
@@ -394,11 +399,11 @@ def _report(path: Path, plan: Plan, entries: Sequence[_Entry], race: _Outcome) -
         over_rival=None if against is None else inverse(against),
         speedup=ratios.get(baseline.name) if baseline is not None else None,
         rows=tuple(sorted(rows, key=lambda row: (not row.calls, row.p50_s))),
-        seconds=race.seconds,
+        seconds=outcome.seconds,
     )
 
 
-def _measured(entry: _Entry, over_chosen: Interval | None) -> Measured:
+def _measured(entry: Entry, over_chosen: Interval | None) -> Measured:
     if not entry.times_s:
         return Measured(entry.name, entry.role, entry.outcome, entry.reason)
     ordered = sorted(entry.times_s)
@@ -482,7 +487,3 @@ def resident_bytes(pid: int | None) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), 0)
-
-
-def _silent(_text: str, _part: float) -> None:
-    """Nobody watches."""

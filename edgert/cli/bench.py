@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -41,7 +41,8 @@ def bench(  # noqa: PLR0917 - a command's options are its arguments
 ) -> None:
     """Race edgert's choice against every other target and plain ONNX Runtime.
 
-    Each contender lives in a process of its own and they take turns. A model that cannot be measured is reported and the others go on; the exit code is then 3.
+    Each contender lives in a process of its own and they take turns. A model that cannot be measured is reported and
+    the others go on; the exit code is then 3.
     """
     if picture is not None and picture.suffix not in PICTURES:
         raise OptionError(f"picture {picture} is neither {' nor '.join(PICTURES)}.", "Choose one of the two.")
@@ -65,7 +66,7 @@ def bench(  # noqa: PLR0917 - a command's options are its arguments
         raise typer.Exit(console.PARTIAL if reports else console.FAILED)
 
 
-def _one(model: Path, seconds: float, seed: int, as_json: bool, arguments: dict[str, object]) -> Report:
+def _one(model: Path, seconds: float, seed: int, as_json: bool, arguments: dict[str, Any]) -> Report:
     from edgert.bench import bench as measure
     from edgert.cli.reports import report_view
 

@@ -1,0 +1,180 @@
+"""The referee of `edgert bench`: its statistics, and its race with contenders of known speed."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from edgert.bench import (
+    Entry,
+    Interval,
+    geomean,
+    inverse,
+    overall,
+    paired_ratio,
+    play_round,
+    quantile,
+    race,
+    student_975,
+)
+from edgert.errors import RunFailed
+
+
+class Known:
+    """A contender whose calls take what it is told, times noise that all contenders of a round share."""
+
+    def __init__(self, seconds, weather, seed=0):
+        self._seconds, self._weather, self._rng = seconds, weather, random.Random(seed)
+
+    def visit(self, calls, at_most_s):
+        return [self._seconds * self._weather.now * self._rng.lognormvariate(0, 0.02) for _ in range(calls)]
+
+
+class Weather:
+    """What slows everyone for a while."""
+
+    now = 1.0
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 8, 11, 20, 50, 200])
+def test_student_quantile_agrees_with_scipy(freedom):
+    stats = pytest.importorskip("scipy.stats", reason="compares with scipy")
+    assert student_975(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=5e-3)
+
+
+def test_the_interval_holds_the_true_ratio_in_95_of_100_repetitions():
+    rng = np.random.default_rng(7)
+    held = 0
+    for _ in range(1000):
+        noise = rng.lognormal(0, 0.3, 12)  # shared: hits both of a pair
+        first = 1.1 * noise * rng.lognormal(0, 0.03, 12)
+        interval = paired_ratio(list(first), list(noise * rng.lognormal(0, 0.03, 12)))
+        held += interval.low <= 1.1 <= interval.high
+    assert 930 <= held <= 970
+
+
+def test_pairing_takes_shared_noise_out():
+    noise = np.random.default_rng(0).lognormal(0, 1.0, 12)
+    interval = paired_ratio(list(1.5 * noise), list(noise))
+    assert (interval.low, interval.high) == pytest.approx((1.5, 1.5))
+
+
+def test_rounds_must_be_pairs():
+    with pytest.raises(ValueError, match="zip"):
+        paired_ratio([1.0, 2.0, 3.0], [1.0, 2.0])
+
+
+def test_the_inverse_swaps_the_bounds():
+    assert inverse(Interval(2.0, 1.6, 2.5, 9)) == Interval(0.5, 0.4, 0.625, 9)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.95, 95), (0.99, 99), (1.0, 100), (0.001, 1)])
+def test_quantile_is_the_smallest_value_that_reaches_the_share(share, expected):
+    assert quantile(list(range(1, 101)), share) == expected
+
+
+def test_geomean_of_a_ratio_and_its_inverse_is_one():
+    assert geomean([4.0, 0.25]) == pytest.approx(1.0)
+
+
+def _field(weather):
+    speeds = {"chosen": 0.0102, "near": 0.010, "far": 0.013, "hopeless": 0.2}
+    entries = [
+        Entry(name, "chosen" if name == "chosen" else "candidate", Known(seconds, weather, seed))
+        for seed, (name, seconds) in enumerate(speeds.items())
+    ]
+    return [*entries, Entry("absent", "candidate", None, "refused", "said no")]
+
+
+def test_the_race_finds_the_rival_and_its_distance():
+    outcome = race(_field(Weather()), 0.0, random.Random(1))
+    assert outcome.rival is not None
+    assert outcome.rival.name == "near"
+    interval = paired_ratio(outcome.finals["chosen"], outcome.finals["near"])
+    assert interval.low < 1.02 < interval.high
+    assert interval.high - interval.low < 0.05
+
+
+def test_the_final_has_rounds_of_its_own_and_only_finalists():
+    outcome = race(_field(Weather()), 0.0, random.Random(1))
+    assert set(outcome.finals) == {"chosen", "near"}
+    assert len({len(medians) for medians in outcome.finals.values()}) == 1
+
+
+def test_a_hopeless_candidate_is_visited_once():
+    entries = _field(Weather())
+    race(entries, 0.0, random.Random(1))
+    by_name = {entry.name: entry for entry in entries}
+    assert len(by_name["hopeless"].medians_s) == 1
+    assert len(by_name["far"].medians_s) > 1
+
+
+def test_a_contender_that_fails_is_out_with_its_reason():
+    class Broken:
+        calls = 0
+
+        def visit(self, calls, at_most_s):
+            self.calls += 1
+            if self.calls > 8:
+                raise RunFailed("it broke.")
+            return [0.001] * calls
+
+    entries = [*_field(Weather()), Entry("broken", "candidate", Broken())]
+    outcome = race(entries, 0.0, random.Random(1))
+    assert outcome.rival is not None
+    broken = entries[-1]
+    assert (broken.outcome, broken.reason, broken.contender) == ("crashed", "it broke.", None)
+
+
+def test_the_order_of_visits_varies():
+    order = []
+
+    class Noting:
+        def __init__(self, name):
+            self._name = name
+
+        def visit(self, calls, at_most_s):
+            if not order or order[-1] != self._name:
+                order.append(self._name)
+            return [0.03] * calls
+
+    entries = [Entry(name, "candidate", Noting(name)) for name in "abc"]
+    rng = random.Random(3)
+    rounds = []
+    for _ in range(12):
+        order.clear()
+        play_round(entries, rng)
+        rounds.append(tuple(order))
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
+    assert len(set(rounds)) > 3
+
+
+def test_a_quick_target_is_called_often_and_a_slow_one_little_in_a_visit():
+    calls_of = {}
+    for name, seconds in (("quick", 1e-4), ("slow", 0.5)):
+        entry = Entry(name, "candidate", Known(seconds, Weather()))
+        entry.take_part(0.02)
+        calls_of[name] = len(entry.times_s)
+    assert calls_of["quick"] >= 150
+    assert calls_of["slow"] == 1
+
+
+def test_overall_counts_the_choices_that_hold():
+    def report(low, speed):
+        over = Interval(1.05, low, 1.2, 9)
+        return SimpleNamespace(over_rival=over, speedup=None if speed is None else Interval(speed, speed, speed, 9))
+
+    means = overall([report(1.01, 2.0), report(1.03, 8.0), report(0.9, None)])
+    assert (means["compared"], means["holds"]) == (3, 2)
+    assert math.isclose(means["speedup"], 4.0)
+
+
+def test_a_median_resists_one_slow_call():
+    entry = Entry("x", "candidate", Known(0.01, Weather()))
+    entry.take_part(0.02)
+    assert entry.medians_s == [statistics.median(entry.times_s)]
