@@ -33,7 +33,8 @@ class Source:
 
 class Runnable(Protocol):
     """A model or segment prepared on a target. `run` may be called from one thread at a time; `Backend.reentrant` says
-    whether from several."""
+    whether from several.
+    """
 
     ran_on: Mapping[str, int]
     """What really runs where, read back from the library: device id (or 'cpu:0' for what fell back) -> number of
@@ -77,12 +78,11 @@ class Backend(Protocol):
         """
         ...
 
-    def targets(
-        self, source: Source, device: Device, variant: str, threads: Sequence[int]
-    ) -> tuple[Target, ...]:
+    def targets(self, source: Source, device: Device, variant: str, threads: Sequence[int]) -> tuple[Target, ...]:
         """The targets worth trying for a model on a device: every precision that the backend can be told to use there,
         for each number of threads (where threads mean something). Empty when it cannot read the format.
-        Does not import the library."""
+        Does not import the library.
+        """
         ...
 
     def prepare(self, source: Source, target: Target, device: Device, cache: Path | None = None) -> Runnable:

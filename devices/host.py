@@ -33,7 +33,9 @@ class Host:
         self._next = 0
         self._samples: dict[str, dict[str, Data]] = {}
 
-    def handle(self, method: str, body: Mapping[str, Any], data: Mapping[str, Data]) -> Message:
+    def handle(  # noqa: PLR0911 - one return a command: the table reads best whole
+        self, method: str, body: Mapping[str, Any], data: Mapping[str, Data]
+    ) -> Message:
         match method:
             case "reaches":
                 return self._reaches(body["backend"], [device_from_json(item) for item in body["devices"]]), {}
@@ -51,8 +53,9 @@ class Host:
             case "release":
                 self._release(body["ids"])
                 return {}, {}
-            case "forget":
+            case "empty":
                 self._samples.clear()
+                self._release(list(self._runnables))
                 return {}, {}
         raise OptionError(f"host: there is no method {method!r}.")
 
@@ -157,4 +160,3 @@ def source_from_json(data: Mapping[str, Any]) -> Source:
     return Source(
         Path(data["path"]), data["format"], values(data["inputs"]), values(data["outputs"]), data["precision"]
     )
-

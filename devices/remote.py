@@ -1,4 +1,6 @@
-"""A backend in a child process: the same `prepare -> run` as in this process, but it may crash, hang or be killed without harm."""
+"""A backend in a child process: the same `prepare -> run` as in this process, but it may crash, hang or be killed
+without harm.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,13 @@ class Remote:
         return body["version"], tuple(Reach(**item) for item in body["reaches"])
 
     def prepare(
-        self, source: Source, target: Target, device: Device, cache: Path | None = None, *, timeout_s: float | None = None
+        self,
+        source: Source,
+        target: Target,
+        device: Device,
+        cache: Path | None = None,
+        *,
+        timeout_s: float | None = None,
     ) -> RemoteRunnable:
         """As `Backend.prepare`, there.
 
@@ -145,7 +153,9 @@ class RemoteRunnable:
         return outputs, body["run_s"]
 
     def time(self, sample: str, calls: int, *, at_most_s: float, timeout_s: float | None = None) -> list[float]:
-        """Seconds of each of up to `calls` calls, timed in the child itself; at least one, no new one past `at_most_s`."""
+        """Seconds of each of up to `calls` calls, timed in the child itself; at least one, no new one past
+        `at_most_s`.
+        """
         self._alive("time")
         body, _ = self._remote.call(
             "time",

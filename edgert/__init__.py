@@ -1,1 +1,66 @@
-"""edgert."""
+"""edgert runs each model the fastest correct way that this machine has, and keeps it running when a device fails.
+
+    model = edgert.load("model.onnx")
+    result = model.run({"input": array})
+    result["output"], result.receipt
+
+Everything public is here; what it takes to run is imported when first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from edgert.errors import EdgertError
+
+if TYPE_CHECKING:
+    from edgert import errors
+    from edgert.devices.probe import glance as probe
+    from edgert.machine import Device, Machine
+    from edgert.model import Model, Result, load
+    from edgert.plan import Plan, Receipt, Tolerance
+    from edgert.profile import Target
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Device",
+    "EdgertError",
+    "Machine",
+    "Model",
+    "Plan",
+    "Receipt",
+    "Result",
+    "Target",
+    "Tolerance",
+    "__version__",
+    "errors",
+    "load",
+    "probe",
+]
+
+_HOMES = {  # public name -> module that defines it
+    "Device": "edgert.machine",
+    "Machine": "edgert.machine",
+    "Model": "edgert.model",
+    "Plan": "edgert.plan",
+    "Receipt": "edgert.plan",
+    "Result": "edgert.model",
+    "Target": "edgert.profile",
+    "Tolerance": "edgert.plan",
+    "load": "edgert.model",
+    "probe": "edgert.devices.probe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgert' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

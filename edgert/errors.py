@@ -25,6 +25,7 @@
     │   ├── CacheUnwritable     nothing can be stored there
     │   └── CacheCorrupt        an entry is damaged
     ├── WireError               a message between processes is malformed
+    ├── Cancelled               the work was called off
     └── Closed                  the model was closed
 
 Each message names the culprit and ends with the remedy. An error crosses a process boundary as JSON
@@ -40,6 +41,7 @@ __all__ = [
     "CacheCorrupt",
     "CacheError",
     "CacheUnwritable",
+    "Cancelled",
     "ChildDied",
     "ChildError",
     "ChildTimeout",
@@ -211,6 +213,10 @@ class CacheCorrupt(CacheError):
 
 class WireError(EdgertError):
     """A message between two processes is malformed."""
+
+
+class Cancelled(EdgertError):
+    """The work was called off by whoever asked for it."""
 
 
 class Closed(EdgertError):

@@ -102,7 +102,8 @@ class Machine:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over what decides speed and numerics: devices, cores, features, drivers. Not the versions
-        of backends (they are keys of their own in the profile) and nothing measured (it varies)."""
+        of backends (they are keys of their own in the profile) and nothing measured (it varies).
+        """
         parts = [
             (device.id, device.name, device.cores, device.features, device.driver, device.memory_bytes >> 30)
             for device in self.devices

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-from edgert.graph import Quantization, Value
-from edgert.profile import OutputError, Row, Target, row_from_json
+from edgert.graph import Format, Quantization, Value
+from edgert.profile import OutputError, Precision, Row, Target, row_from_json
 
 Objective: TypeAlias = Literal["latency", "throughput"]
 
@@ -95,6 +95,10 @@ class Plan:
     objective: Objective
     precision: str
     """What the user asked for: 'own', 'any' or one of `PRECISIONS`."""
+    format: Format
+    """Of the model file."""
+    own_precision: Precision
+    """The model's own: 'i8' when it carries quantised arithmetic, else that of its floats."""
     inputs: tuple[Value, ...]
     """The model's signature."""
     outputs: tuple[Value, ...]
@@ -125,9 +129,27 @@ class Plan:
         """Of the segments, in order."""
         return tuple(segment.target for segment in self.segments)
 
+    def explain(self) -> str:
+        """For people: what runs where, how it was checked, and why each other candidate lost."""
+        speed = f"p50 {1e3 * self.measured_s:.3f} ms" if self.measured_s else "not timed"
+        if self.items_per_s:
+            speed += f", {self.items_per_s:.1f} items/s with {len(self.instances)} instance(s)"
+        check = self.verification
+        lines = [f"plan {self.id}, for {self.objective}: {', '.join(map(str, self.targets))} ({speed})"]
+        lines.append(f"checked: {check.reference or 'no'}{f' ({check.reason})' if check.reason else ''}")
+        lines += [
+            f"  output {error.name!r}: off by at most {error.range_fraction:.2g} of its range, "
+            f"SQNR {error.sqnr_db:.1f} dB"
+            for error in check.errors
+        ]
+        lines.append("candidates:")
+        lines += [f"  {_candidate(row)}" for row in self.candidates]
+        lines.append(f"fallbacks: {', '.join(map(str, self.fallbacks)) or 'none'}")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
     def to_json(self) -> dict[str, Any]:
         """JSON-able form; `from_json` reads it back."""
-        return {"format": FORMAT, "id": self.id, **self._content()}
+        return {"plan_format": FORMAT, "id": self.id, **self._content()}
 
     def _content(self) -> dict[str, Any]:
         content = asdict(self)
@@ -145,9 +167,9 @@ class Plan:
         Raises:
             KeyError, TypeError, ValueError: the data is malformed (the cache turns these into `CacheCorrupt`).
         """
-        if data["format"] != FORMAT:
-            raise ValueError(f"plan has format {data['format']!r}, this edgert reads {FORMAT}")
-        fields = {name: value for name, value in data.items() if name not in ("format", "id")}
+        if data["plan_format"] != FORMAT:
+            raise ValueError(f"plan has format {data['plan_format']!r}, this edgert reads {FORMAT}")
+        fields = {name: value for name, value in data.items() if name not in ("plan_format", "id")}
         check = fields["verification"]
         fields |= {
             "inputs": tuple(value_from_json(item) for item in data["inputs"]),
@@ -185,10 +207,13 @@ class Receipt:
     """Why it is degraded."""
 
 
+def _candidate(row: Row) -> str:
+    time = f"{1e3 * row.timing.p50_s:9.3f} ms" if row.timing else " " * 12
+    return f"{row.target!s:<36} {time}  {row.outcome:<8} {row.reason}".rstrip()
+
+
 def _segment(item: Mapping[str, Any]) -> Segment:
-    return Segment(
-        Target.parse(item["target"]), tuple(item["nodes"]), tuple(item["inputs"]), tuple(item["outputs"])
-    )
+    return Segment(Target.parse(item["target"]), tuple(item["nodes"]), tuple(item["inputs"]), tuple(item["outputs"]))
 
 
 def value_from_json(item: Mapping[str, Any]) -> Value:

@@ -58,7 +58,7 @@ class Target:
         return cls(
             match["backend"],
             match["device"],
-            match["precision"],  # type: ignore[arg-type]  # one of PRECISIONS, checked above
+            match["precision"],
             int(match["threads"] or 0),
             match["variant"] or "",
         )
@@ -85,7 +85,9 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class OutputError:
-    """How far one output of a target is from the reference's. Raw distances, so that any tolerance can be judged later."""
+    """How far one output of a target is from the reference's. Raw distances, so that any tolerance can be judged
+    later.
+    """
 
     name: str
     range_fraction: float

@@ -53,14 +53,15 @@ def numpy_dtype(dtype: DType) -> np.dtype[Any]:
     if dtype not in _EXTENDED:
         return np.dtype(dtype)
     try:
-        import ml_dtypes  # noqa: PLC0415 - absent on 32-bit ARM, where nothing else needs it
+        import ml_dtypes
     except ImportError as error:
         raise MissingPackage(
             f"element type {dtype} needs the package ml_dtypes ({error}).",
             "pip install ml-dtypes",
             package="ml-dtypes",
         ) from error
-    return np.dtype(getattr(ml_dtypes, dtype))
+    extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, dtype))
+    return extended
 
 
 def dtype_of(array: Array) -> DType:

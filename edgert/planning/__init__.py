@@ -1,0 +1,206 @@
+"""Make a plan for a model on a machine: candidates -> tried -> checked -> raced -> remembered. The one place that
+makes a `Plan`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from edgert.devices.backend import Source
+from edgert.errors import Cancelled, ModelUnsupported, OptionError
+from edgert.formats import ModelFile
+from edgert.machine import Machine
+from edgert.plan import Plan, Segment, Verification
+from edgert.planning.candidates import LAST_RESORT, Candidates, candidates
+from edgert.planning.choose import Choice, check, fastest, latency_choice, throughput_choice
+from edgert.planning.reference import Checker, Reference, evaluate, settle
+from edgert.planning.remember import Memory, Wish
+from edgert.planning.trials import Course, Trial, Trials
+from edgert.profile import Row, Target, Timing
+from edgert.samples import digest_of, synthesise
+from edgert.tensor import Data
+
+__all__ = ["Assignment", "Memory", "Wish", "first_plan", "make_plan", "user_samples"]
+
+_log = logging.getLogger(__name__)
+_ONE_AT_A_TIME = threading.Lock()
+"""Two races in one process would time each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Everything that a planning needs."""
+
+    file: ModelFile
+    machine: Machine
+    wish: Wish
+    memory: Memory
+    budget_s: float
+    samples: Sequence[Mapping[str, Data]] = ()
+    """The user's; empty for synthesised ones."""
+    progress: Callable[[str, float], None] = lambda _message, _share: None
+    """Told what is going on, and which share of the budget is spent (0 to 1)."""
+
+    @property
+    def source(self) -> Source:
+        graph = self.file.graph
+        return Source(self.file.path, self.file.format, graph.inputs, graph.outputs, self.file.precision)
+
+
+def make_plan(assignment: Assignment, cancelled: Callable[[], bool] = lambda: False) -> Plan:
+    """The fastest plan that is right, measured now.
+
+    Args:
+        assignment: what to plan.
+        cancelled: asked now and then; the planning ends when it says so.
+
+    Raises:
+        Cancelled: `cancelled` said so.
+        ModelUnsupported: no target runs the model; with each one's reason.
+        UnknownTarget, OptionError: the wish cannot be met.
+    """
+    source, wish = assignment.source, assignment.wish
+    found = candidates(source, assignment.machine, wish.precision, wish.targets)
+    samples = list(assignment.samples) or synthesise(assignment.file.graph)
+    with _ONE_AT_A_TIME:
+        started_s = time.monotonic()
+        course = Course(
+            source, assignment.machine, samples, assignment.memory.compiled(), started_s + assignment.budget_s,
+            assignment.budget_s, assignment.memory.rows(wish.samples),
+        )  # fmt: skip
+
+        def say(message: str) -> None:
+            if cancelled():
+                raise Cancelled(f"planning of {source.path.name} was called off.")
+            spent = (time.monotonic() - started_s) / assignment.budget_s if assignment.budget_s else 1.0
+            assignment.progress(message, min(1.0, spent))
+
+        with Trials(course) as work:
+            plan = _measured(assignment, found, course, work, say)
+    assignment.memory.keep_plan(wish, plan)
+    assignment.memory.keep_rows(wish.samples, plan.verification.reference, plan.candidates)
+    return plan
+
+
+def _measured(
+    assignment: Assignment, found: Candidates, course: Course, work: Trials, say: Callable[[str], None]
+) -> Plan:
+    checker = Checker(assignment.file.graph, course, assignment.wish.tolerance)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        evaluation = evaluate(pool, course)
+        trials = work.run(found.targets, lambda target: say(f"trying {target}"))
+        say("waiting for the reference answer")
+        reference = evaluation.result()
+    reference = settle(reference, trials, checker, course.source.precision)
+    trials = check(trials, reference, checker)
+    if not any(trial.contestant for trial in trials):
+        trials.extend(_last_resort(found, course, work, reference, checker))
+    rows = fastest(trials, course, say)
+    if assignment.wish.objective == "throughput":
+        choice = throughput_choice(rows, trials, work, say)
+    else:
+        choice = latency_choice(rows)
+    return _plan(assignment, choice, found, reference)
+
+
+def _last_resort(
+    found: Candidates, course: Course, work: Trials, reference: Reference, checker: Checker
+) -> list[Trial]:
+    """The evaluator itself, when nothing else runs the model or gets it right; the user's own targets= is obeyed."""
+    targets = [row.target for row in found.left_out if row.target.backend == LAST_RESORT]
+    return check(work.run(targets), reference, checker)
+
+
+def _plan(assignment: Assignment, choice: Choice, found: Candidates, reference: Reference) -> Plan:
+    graph, winner = assignment.file.graph, choice.winner
+    segment = Segment(
+        winner.target, (), tuple(value.name for value in graph.inputs), tuple(value.name for value in graph.outputs)
+    )
+    timing = winner.timing or Timing(0.0, 0.0, 0.0, 0, 0)
+    tried = {row.target for row in choice.rows}
+    left_out = tuple(row for row in found.left_out if row.target not in tried)
+    return Plan(
+        model=assignment.file.digest,
+        machine=assignment.machine.fingerprint,
+        versions=_versions(assignment.machine),
+        objective=assignment.wish.objective,
+        precision=assignment.wish.precision,
+        format=assignment.file.format,
+        own_precision=assignment.file.precision,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        segments=(segment,),
+        instances=choice.instances,
+        fallbacks=_fallbacks(winner, choice.rows, reference, found),
+        verification=Verification(reference.name, winner.errors, reference.reason),
+        measured_s=timing.p50_s,
+        items_per_s=timing.items_per_s,
+        candidates=(*choice.rows, *left_out),
+        optional_inputs=tuple(sorted(graph.optional_inputs)),
+        notes=() if reference.name else (f"the numbers could not be checked: {reference.reason}",),
+    )
+
+
+def _fallbacks(winner: Row, rows: Sequence[Row], reference: Reference, found: Candidates) -> tuple[Target, ...]:
+    """The best right target of every other library, CPU last, then onnx's evaluator if it runs this model."""
+    best: dict[tuple[str, str], Target] = {}
+    for row in rows:
+        key = (row.target.backend, row.target.device)
+        if row.outcome in ("ok", "slow") and key != (winner.target.backend, winner.target.device):
+            best.setdefault(key, row.target)
+    ordered = sorted(best.values(), key=lambda target: target.device.startswith("cpu"))
+    if reference.name == "onnx" and winner.target.backend != LAST_RESORT:
+        ordered += [row.target for row in found.left_out if row.target.backend == LAST_RESORT]
+    return tuple(ordered)
+
+
+def _versions(machine: Machine) -> dict[str, str]:
+    return {backend.name: backend.version for backend in machine.backends if backend.usable}
+
+
+def first_plan(assignment: Assignment) -> Plan:
+    """A plan at once, for `budget_s=0`: the first CPU target, in the order of promise, that prepares and runs in a
+    child.
+
+    Nothing is timed or compared, and the plan says so.
+
+    Raises:
+        ModelUnsupported: no CPU target runs the model.
+    """
+    source = assignment.source
+    found = candidates(source, assignment.machine, assignment.wish.precision, assignment.wish.targets)
+    resort = [row.target for row in found.left_out if row.target.backend == LAST_RESORT]
+    samples = list(assignment.samples) or synthesise(assignment.file.graph)
+    course = Course(source, assignment.machine, samples, assignment.memory.compiled(), time.monotonic(), 0.0)
+    rows: list[Row] = []
+    with Trials(course) as work:
+        for target in (*found.targets, *resort):
+            if not target.device.startswith("cpu") and assignment.wish.targets is None:
+                continue
+            row = work.run([target])[0].row
+            if row.outcome == "ok":
+                choice = Choice((replace(row, reason="first that ran"), *rows), row, latency_choice((row,)).instances)
+                return _plan(assignment, choice, found, Reference("", reason="budget_s=0: nothing was compared yet"))
+            rows.append(row)
+    reasons = "; ".join(f"{row.target}: {row.reason}" for row in rows) or "no backend reads this format"
+    raise ModelUnsupported(
+        f"{source.path}: no CPU target runs this model ({reasons}).", "`edgert probe` shows what would add a backend."
+    )
+
+
+def user_samples(samples: Sequence[Mapping[str, Data]] | None) -> tuple[tuple[Mapping[str, Data], ...], str]:
+    """The user's samples and their digest; ('' and none) for none.
+
+    Raises:
+        OptionError: not a sequence of mappings from input name to array.
+    """
+    if not samples:
+        return (), ""
+    if isinstance(samples, Mapping) or not all(isinstance(sample, Mapping) for sample in samples):
+        raise OptionError("samples= is not a list of mappings.", "Pass [{input name: array, ...}, ...].")
+    return tuple(samples), digest_of(samples)

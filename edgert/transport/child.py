@@ -1,9 +1,11 @@
-"""One supervised child process: for probing, measuring, compiling and executing, whatever may crash, hang or eat memory.
+"""One supervised child process: for probing, measuring, compiling and executing, whatever may crash, hang or eat
+memory.
 
-The parent holds a `Child` and calls methods of a service object that lives in the child. Messages go over a socket pair as
-`wire` bytes. The child is spawned (never forked), in a session of its own, first in line for the kernel's OOM killer, and it cannot outlive
-its parent: it holds the read end of a pipe that the parent never writes to, and asks the kernel for SIGKILL on it, so the
-parent's death kills it even inside a vendor's library that holds the interpreter lock.
+The parent holds a `Child` and calls methods of a service object that lives in the child. Messages go over a socket
+pair as `wire` bytes. The child is spawned (never forked), in a session of its own, first in line for the kernel's OOM
+killer, and it cannot outlive its parent: it holds the read end of a pipe that the parent never writes to, and asks
+the kernel for SIGKILL on it, so the parent's death kills it even inside a vendor's library that holds the interpreter
+lock.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ from edgert.tensor import Data
 from edgert.transport import wire
 
 _log = logging.getLogger(__name__)
-_BOOT = "import sys, json; a = json.loads(sys.argv[1]); sys.path[:] = a['path']; from edgert.transport.child import main; main(a)"
+_BOOT = (
+    "import sys, json; a = json.loads(sys.argv[1]); sys.path[:] = a['path']; "
+    "from edgert.transport.child import main; main(a)"
+)
 START_TIMEOUT_S = 60.0
 """For the interpreter and the service's imports; a cold disk on a small board is slow."""
 

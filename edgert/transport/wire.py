@@ -4,9 +4,15 @@ One message is
 
     magic 'EDRT' | version u16 | reserved u16 | header bytes u32 | payload bytes u64 | header | payload
 
-all little-endian. The header is JSON: {"body": ..., "data": {name: tree}}. A tree is null (an absent optional),
-{"a": dtype, "s": shape, "o": offset, "n": bytes} for an array in the payload, {"t": shape, "v": [text, ...]} for an array of
-strings, {"l": [tree, ...]} for a sequence, {"m": [[key, tree], ...]} for a map, {"x": value} for a bare scalar.
+all little-endian. The header is JSON: {"body": ..., "data": {name: tree}}. A tree is
+
+    null                                                  an absent optional
+    {"a": dtype, "s": shape, "o": offset, "n": bytes}     an array in the payload
+    {"t": shape, "v": [text, ...]}                        an array of strings
+    {"l": [tree, ...]}                                    a sequence
+    {"m": [[key, tree], ...]}                             a map
+    {"x": value}                                          a bare scalar
+
 Arrays start at multiples of 64 bytes, so that a receiver can use them in place.
 """
 
@@ -42,7 +48,7 @@ def encode(body: Body, data: Mapping[str, Data] | None = None) -> list[bytes | m
     def place(array: Array) -> int:
         nonlocal end
         padding = -end % _ALIGN
-        raw = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)) if array.size else b""
+        raw = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data) if array.size else b""
         payload.extend((bytes(padding), raw))
         start = end + padding
         end = start + len(raw)
@@ -65,7 +71,9 @@ def sizes(prefix: bytes) -> tuple[int, int]:
     if magic != _MAGIC:
         raise WireError(f"message starts with {magic!r}, not {_MAGIC!r}.")
     if version != VERSION:
-        raise WireError(f"message has version {version}, this edgert speaks {VERSION}.", "Use the same edgert on both ends.")
+        raise WireError(
+            f"message has version {version}, this edgert speaks {VERSION}.", "Use the same edgert on both ends."
+        )
     if header_bytes > MAX_HEADER_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
         raise WireError(f"message announces {header_bytes} + {payload_bytes} bytes, more than is allowed.")
     return header_bytes, payload_bytes
@@ -83,7 +91,16 @@ def decode(header: bytes | bytearray, payload: bytearray) -> Message:
         if not isinstance(body, dict) or not isinstance(trees, dict):
             raise WireError("message header is malformed.")
         return body, {name: _value(tree, payload, 0) for name, tree in trees.items()}
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, OptionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        OptionError,
+    ) as error:
         raise WireError(f"message header is malformed: {error!r}.") from error
 
 

@@ -1,0 +1,235 @@
+"""A plan in execution: prepared instances, and the next fallback when a target fails.
+
+CPU targets run in this process; any other runs in a child, so that a driver's crash costs one answer's time and not
+the application.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, TypeVar
+
+from edgert.devices import backend
+from edgert.devices.backend import Runnable, Source
+from edgert.devices.remote import Remote
+from edgert.errors import Closed, DeviceLost, EdgertError
+from edgert.machine import Machine
+from edgert.plan import Instance, Plan
+from edgert.profile import Target
+from edgert.tensor import Data
+
+_log = logging.getLogger(__name__)
+Isolation: TypeAlias = Literal["auto", "none"]
+Answer = TypeVar("Answer")
+_HANG_FACTOR = 50
+_FEWEST_HANG_S = 10.0
+"""A run on an isolated device counts as hung after `_HANG_FACTOR` times its measured time, but not before this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Outputs, and how they were really made."""
+
+    outputs: dict[str, Data]
+    target: Target
+    reason: str
+    """Why not the plan's target; '' when it was."""
+
+
+class _Prepared:
+    """The instances of one target, lent one at a time."""
+
+    def __init__(self, target: Target, runnables: Sequence[tuple[Runnable, tuple[int, ...]]], reentrant: bool) -> None:
+        self.target = target
+        self.all = tuple(runnables)
+        # One reentrant instance needs no lending: the common case on the hot path.
+        self.shared = runnables[0][0].run if reentrant and len(runnables) == 1 else None
+        self.free: queue.SimpleQueue[tuple[Runnable, tuple[int, ...]]] = queue.SimpleQueue()
+        for runnable in runnables:
+            self.free.put(runnable)
+
+    def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
+        if self.shared is not None:
+            return self.shared(inputs)
+        lent = self.free.get()
+        try:
+            return lent[0].run(inputs)
+        finally:
+            self.free.put(lent)
+
+    def run_pinned(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
+        """As `run`, on the instance's own cores: for edgert's threads only, never the caller's."""
+        lent = self.free.get()
+        try:
+            if lent[1]:
+                os.sched_setaffinity(0, lent[1])
+            return lent[0].run(inputs)
+        finally:
+            self.free.put(lent)
+
+    def close(self) -> None:
+        for runnable, _ in self.all:
+            with suppress(EdgertError):  # it is gone, which is what was wanted
+                runnable.close()
+
+
+class Pipeline:
+    """Runs requests of one plan. Thread-safe."""
+
+    def __init__(
+        self, plan: Plan, source: Source, machine: Machine, cache: Path | None = None, isolation: Isolation = "auto"
+    ) -> None:
+        """Prepare the plan's target, or the first fallback that prepares.
+
+        Raises:
+            DeviceLost: neither the target nor any fallback prepares; with each one's reason.
+        """
+        self.plan = plan
+        self._source, self._machine, self._cache, self._isolation = source, machine, cache, isolation
+        self._lock = threading.Lock()
+        self._closed = False
+        self._remotes: list[Remote] = []
+        self._workers: ThreadPoolExecutor | None = None
+        self.verified = frozenset(row.target for row in plan.candidates if plan.verification.verified and row.errors)
+        """Targets whose numbers were compared with the reference; the reference itself among them."""
+        if plan.verification.reference == "onnx":
+            self.verified |= {target for target in plan.fallbacks if target.backend == "reference"}
+        self._ladder = (plan.segments[0].target, *plan.fallbacks)
+        self._rung = 0
+        self._why = ""
+        self._current = self._climb(0, plan.instances)
+
+    def run(self, inputs: Mapping[str, Data]) -> Made:
+        """One request, on the first rung of the ladder that answers.
+
+        Raises:
+            TargetError, ChildError: what the first target said, when no fallback could answer either: the fault then
+            lies
+                with the inputs, and the plan stays as it was.
+            Closed: after `close`.
+        """
+        current = self._current
+        try:
+            return Made(current.run(inputs), current.target, self._why)
+        except EdgertError as error:
+            return self._rescue(current, error, lambda prepared: prepared.run(inputs))
+
+    def submit(self, inputs: Mapping[str, Data], finish: Callable[[Made], Answer]) -> Future[Answer]:
+        """As `run`, in one of the pipeline's own threads, of which there are as many as instances."""
+        with self._lock:
+            self._check_open()
+            if self._workers is None:
+                self._workers = ThreadPoolExecutor(len(self._current.all), thread_name_prefix="edgert")
+            return self._workers.submit(self._work, inputs, finish)
+
+    def close(self) -> None:
+        """Finish what runs, release everything. Closing twice is harmless."""
+        with self._lock:
+            self._closed = True
+            workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.shutdown()
+        self._current.close()
+        for remote in self._remotes:
+            remote.close()
+
+    def _work(self, inputs: Mapping[str, Data], finish: Callable[[Made], Answer]) -> Answer:
+        current = self._current
+        try:
+            made = Made(current.run_pinned(inputs), current.target, self._why)
+        except EdgertError as error:
+            made = self._rescue(current, error, lambda prepared: prepared.run_pinned(inputs))
+        return finish(made)
+
+    def _rescue(self, failed: _Prepared, error: EdgertError, run: Callable[[_Prepared], dict[str, Data]]) -> Made:
+        """Answer from the next rung that can, and stay there; another thread may have climbed already."""
+        with self._lock:
+            self._check_open()
+            if self._current is not failed:
+                current = self._current
+                return Made(run(current), current.target, self._why)
+            _log.warning("%s failed: %s", failed.target, error.message)
+            rung = self._rung
+            while rung + 1 < len(self._ladder):
+                rung += 1
+                try:
+                    prepared = self._prepare(self._ladder[rung], (Instance(0),))
+                except EdgertError as refusal:
+                    _log.warning("fallback %s does not prepare: %s", self._ladder[rung], refusal.message)
+                    continue
+                try:
+                    outputs = run(prepared)
+                except EdgertError as refusal:
+                    _log.warning("fallback %s fails too: %s", prepared.target, refusal.message)
+                    prepared.close()
+                    continue
+                self._rung, self._why = rung, f"{failed.target} failed: {error.message}"
+                self._current = prepared
+                failed.close()
+                _log.warning("degraded: %s answers instead of %s", prepared.target, self._ladder[0])
+                return Made(outputs, prepared.target, self._why)
+        raise error
+
+    def _climb(self, start: int, instances: Sequence[Instance]) -> _Prepared:
+        reasons = []
+        for rung in range(start, len(self._ladder)):
+            target = self._ladder[rung]
+            try:
+                prepared = self._prepare(target, instances if rung == 0 else (Instance(0),))
+            except EdgertError as error:
+                reasons.append(f"{target}: {error.message}")
+                _log.warning("%s does not prepare: %s", target, error.message)
+                continue
+            self._rung = rung
+            self._why = "; ".join(reasons)
+            return prepared
+        raise DeviceLost(
+            f"{self._source.path}: no target of plan {self.plan.id} prepares ({'; '.join(reasons)}).",
+            "Look at `edgert probe --refresh`; load again to plan anew.",
+        )
+
+    def _prepare(self, target: Target, instances: Sequence[Instance]) -> _Prepared:
+        library = backend(target.backend)
+        device = self._machine.device(target.device)
+        if target.device.startswith("cpu") or self._isolation == "none":
+            made = [
+                (
+                    _pinned(instance.cores, lambda: library.prepare(self._source, target, device, self._cache)),
+                    instance.cores,
+                )
+                for instance in instances
+            ]
+            return _Prepared(target, made, library.reentrant)
+        remote = Remote(f"executor of {target.device}")
+        self._remotes.append(remote)
+        apart: list[tuple[Runnable, tuple[int, ...]]] = []
+        for instance in instances:
+            runnable = remote.prepare(self._source, target, device, self._cache)
+            runnable.timeout_s = max(_FEWEST_HANG_S, _HANG_FACTOR * self.plan.measured_s)
+            apart.append((runnable, instance.cores))
+        return _Prepared(target, apart, reentrant=False)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"the model {self._source.path.name} was closed.", "Load it again.")
+
+
+def _pinned(cores: tuple[int, ...], make: Callable[[], Runnable]) -> Runnable:
+    """What `make` makes, made in a thread on those cores: a library's own threads inherit where they were created."""
+    if not cores:
+        return make()
+
+    def work() -> Runnable:
+        os.sched_setaffinity(0, cores)
+        return make()
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(work).result()

@@ -1,0 +1,200 @@
+"""What a caller passes, made into what a backend takes: named, checked, of the right element type, C-contiguous."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgert.errors import DtypeMismatch, InputError, MissingInput, ShapeMismatch, UnknownInput
+from edgert.graph import Value
+from edgert.tensor import Array, Data, Shape, dtype_of, from_foreign, numpy_dtype, shape_text
+
+
+class Feeder:
+    """The checks of one model's inputs, prepared once. The path of a right array of a right shape is short on
+    purpose.
+    """
+
+    def __init__(self, inputs: Sequence[Value], optional: Sequence[str] = ()) -> None:
+        """Args:
+        inputs: the model's, in order.
+        optional: names of those that may be left out.
+        """
+        self._values = {value.name: value for value in inputs}
+        self._optional = frozenset(optional)
+        self._needed = len(inputs)
+        self._fast = [_fast(value) for value in inputs]
+
+    def __call__(self, inputs: Any) -> dict[str, Data]:
+        """Every input by name.
+
+        Args:
+            inputs: a mapping by name; a sequence by position; or, for a model with one input, its array.
+
+        Raises:
+            UnknownInput, MissingInput, ShapeMismatch, DtypeMismatch: names the input and what was expected.
+        """
+        if type(inputs) is not dict:
+            inputs = self._by_name(inputs)
+        feed: dict[str, Data] = {}
+        for name, dtype, shape in self._fast:
+            given = inputs.get(name)
+            if type(given) is np.ndarray and given.dtype == dtype and given.shape == shape and given.flags.c_contiguous:
+                feed[name] = given
+            elif name in inputs:
+                feed[name] = _convert(given, self._values[name])
+            elif name not in self._optional:
+                raise MissingInput(f"input {name!r} was not given.", f"The model wants {self._signature()}.")
+        if len(inputs) != len(feed):
+            self._reject_unknown(inputs)
+        return feed
+
+    def _by_name(self, inputs: Any) -> Mapping[str, Any]:
+        if isinstance(inputs, Mapping):
+            return inputs
+        names = list(self._values)
+        if len(names) == 1 and not (
+            isinstance(inputs, list | tuple) and _looks_positional(inputs, self._values[names[0]])
+        ):
+            return {names[0]: inputs}
+        if isinstance(inputs, np.ndarray) or not isinstance(inputs, Sequence) or isinstance(inputs, str):
+            raise MissingInput(
+                f"one {type(inputs).__name__} was given for {len(names)} inputs.",
+                f"The model wants {self._signature()}.",
+            )
+        if len(inputs) > len(names):
+            raise UnknownInput(
+                f"{len(inputs)} inputs were given, the model has {len(names)}.", f"They are {self._signature()}."
+            )
+        return dict(zip(names, inputs, strict=False))
+
+    def _reject_unknown(self, inputs: Mapping[str, Any]) -> None:
+        unknown = [str(name) for name in inputs if name not in self._values]
+        if unknown:
+            raise UnknownInput(
+                f"the model has no input {', '.join(map(repr, unknown))}.", f"It has {self._signature()}."
+            )
+
+    def _signature(self) -> str:
+        return ", ".join(str(value) for value in self._values.values()) or "no inputs"
+
+
+def _fast(value: Value) -> tuple[str, np.dtype[Any] | None, tuple[int, ...] | None]:
+    """Name, dtype and shape that need no further look; None where every array needs one."""
+    shape = value.shape
+    static = shape is not None and all(isinstance(size, int) for size in shape)
+    if value.kind != "tensor" or value.dtype in (None, "string") or not static:
+        return value.name, None, None
+    return value.name, numpy_dtype(value.dtype or ""), shape  # type: ignore[return-value]  # all int, as just checked
+
+
+def _looks_positional(inputs: Sequence[Any], value: Value) -> bool:
+    """Whether a list for a model with one input is the list of its inputs, rather than that input as nested lists."""
+    if value.kind in ("sequence", "map"):
+        return len(inputs) == 1 and isinstance(inputs[0], list | tuple | Mapping)
+    return len(inputs) == 1 and (
+        hasattr(inputs[0], "shape") or value.shape is None or np.ndim(inputs[0]) == len(value.shape)
+    )
+
+
+def _convert(given: Any, value: Value) -> Data:
+    if value.kind == "optional" and given is None:
+        return None
+    if value.kind == "sequence" or (value.kind == "optional" and isinstance(given, list | tuple)):
+        if not isinstance(given, list | tuple):
+            raise InputError(
+                f"input {value.name!r} is a sequence, not a {type(given).__name__}.", "Pass a list of arrays."
+            )
+        return [_tensor(item, value) for item in given]
+    if value.kind == "map" or isinstance(given, Mapping):
+        if not isinstance(given, Mapping):
+            raise InputError(f"input {value.name!r} is a map, not a {type(given).__name__}.", "Pass a dict.")
+        return dict(given)
+    array = _tensor(given, value)
+    if value.shape is not None and value.kind == "tensor":
+        _check_shape(array, value.name, value.shape)
+    return array
+
+
+def _tensor(given: Any, value: Value) -> Array:
+    try:
+        array = from_foreign(given)
+    except (ValueError, TypeError, BufferError, RuntimeError) as error:
+        raise InputError(
+            f"input {value.name!r} cannot be read as an array: {error}.", f"The model wants {value}."
+        ) from error
+    if value.dtype is None:
+        return np.ascontiguousarray(array) if array.ndim else array
+    loose = not isinstance(given, np.ndarray | np.generic) and not hasattr(given, "__dlpack__")
+    array = _cast(array, value, loose)
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def _cast(array: Array, value: Value, loose: bool) -> Array:
+    """The array in the model's element type: as it is, widened without loss, or (lists and Python scalars) as near as
+    it gets.
+    """
+    wanted = value.dtype or ""
+    if wanted == "string":
+        if dtype_of(array) != "string":
+            raise _wrong_dtype(array, value)
+        return array.astype(object) if array.dtype != object else array
+    dtype = numpy_dtype(wanted)
+    if array.dtype == dtype:
+        return array if array.dtype.isnative else array.astype(dtype)
+    if array.dtype.kind == "O":
+        raise _wrong_dtype(array, value)
+    if loose:
+        cast = array.astype(dtype)
+        exact = dtype.kind not in "iub" or bool((cast.astype(array.dtype) == array).all())
+        if exact and (array.dtype.kind, dtype.kind) != ("c", "f"):
+            return cast
+    elif array.dtype.kind == dtype.kind and np.can_cast(array.dtype, dtype, "safe"):
+        return array.astype(dtype)
+    raise _wrong_dtype(array, value)
+
+
+def _wrong_dtype(array: Array, value: Value) -> DtypeMismatch:
+    got = dtype_of(array)
+    return DtypeMismatch(
+        f"input {value.name!r}: dtype {got} does not fit {value.dtype}.",
+        f"The model wants {value}; convert on purpose, with array.astype({value.dtype!r}).",
+        name=value.name, got=got, expected=value.dtype,
+    )  # fmt: skip
+
+
+def _check_shape(array: Array, name: str, shape: Shape) -> None:
+    got = array.shape
+    axis = None
+    if len(got) == len(shape):
+        axis = next((i for i, size in enumerate(shape) if isinstance(size, int) and got[i] != size), -1)
+        if axis == -1:
+            return
+        what = f"axis {axis} is {got[axis]}, {shape[axis]} expected"
+    else:
+        what = f"{len(got)} axes, {len(shape)} expected"
+    raise ShapeMismatch(
+        f"input {name!r}: shape {got} does not fit {shape_text(shape)}: {what}.",
+        _shape_hint(got, shape), name=name, got=got, expected=shape, axis=axis,
+    )  # fmt: skip
+
+
+def _shape_hint(got: tuple[int, ...], shape: Shape) -> str:
+    def fits(sizes: Sequence[int]) -> bool:
+        return len(sizes) == len(shape) and all(
+            not isinstance(want, int) or want == size for want, size in zip(shape, sizes, strict=True)
+        )
+
+    if fits((1, *got)):
+        return "Add the batch axis: array[None]."
+    image = (1, *got) if len(got) == 3 else got
+    batch = "[None]" if len(got) == 3 else ""
+    if len(image) == 4:
+        n, a, b, c = image
+        if fits((n, c, a, b)):
+            return f"The model wants NCHW; pass array{batch}.transpose(0, 3, 1, 2)."
+        if fits((n, b, c, a)):
+            return f"The model wants NHWC; pass array{batch}.transpose(0, 2, 3, 1)."
+    return "Reshape or resize the input; free dimensions are shown by name."

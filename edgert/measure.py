@@ -1,0 +1,145 @@
+"""Time targets: a contestant is a target prepared in its child process, which may crash or hang at any call."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgert.devices.backend import Source
+from edgert.devices.remote import Remote, RemoteRunnable
+from edgert.errors import ChildError, EdgertError
+from edgert.machine import Device
+from edgert.profile import Target
+from edgert.tensor import Data
+
+_log = logging.getLogger(__name__)
+_VISIT_S = 0.006
+"""A visit lasts about that long: tiny models need many calls for a stable median, large ones are stable by
+themselves."""
+_MOST_CALLS = 200
+_FEWEST_CALLS = 3
+RUN_LIMIT_S = 60.0
+"""For one run of a prepared target, until its own speed is known; beyond it the target counts as hung."""
+
+
+class Remotes:
+    """Child processes that host backends, by name, kept for the next use. Thread-safe.
+
+    What a child serves is one library on one device, so that a crash names its culprit and costs only what that
+    library held.
+    """
+
+    _IDLE_S = 10.0
+    """A child that nobody used for so long is ended: on a small board its memory is needed."""
+    _MOST_USES = 500
+    """A library that leaks a little in each preparation is ended before it matters."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: dict[str, list[tuple[Remote, int]]] = {}
+        self._uses: dict[Remote, int] = {}
+        self._timer: threading.Timer | None = None
+
+    def borrow(self, name: str) -> Remote:
+        """An idle child of that name, or a new one; it is the caller's until `give_back`."""
+        with self._lock:
+            waiting = self._idle.get(name)
+            remote, uses = waiting.pop() if waiting else (Remote(name), 0)
+            self._uses[remote] = uses + 1
+            return remote
+
+    def give_back(self, remote: Remote) -> None:
+        """Keep a child for the next use, emptied of what it holds; one that is worn out is ended."""
+        try:
+            if remote.pid is not None:
+                remote.call("empty", timeout_s=30.0)
+        except EdgertError as error:
+            _log.info("%s did not let go of its models and was ended: %s", remote.name, error)
+            remote.close()
+        with self._lock:
+            uses = self._uses.pop(remote, self._MOST_USES)
+            keep = remote.pid is not None and uses < self._MOST_USES
+            if keep:
+                self._idle.setdefault(remote.name, []).append((remote, uses))
+            self._restart_timer()
+        if not keep:
+            remote.close()
+
+    def close(self) -> None:
+        """End every idle child."""
+        with self._lock:
+            idle = [remote for waiting in self._idle.values() for remote, _ in waiting]
+            self._idle.clear()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+        for remote in idle:
+            remote.close()
+
+    def _restart_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(self._IDLE_S, self.close)
+        self._timer.daemon = True
+        self._timer.start()
+
+
+REMOTES = Remotes()
+"""Shared by everything in this process that tries targets."""
+
+
+@dataclass
+class Contestant:
+    """A target prepared in its child, which can be timed, and prepared again after its child died of another's
+    fault.
+    """
+
+    target: Target
+    source: Source
+    device: Device
+    remote: Remote
+    runnable: RemoteRunnable
+    samples: Sequence[Mapping[str, Data]]
+    cache: Path | None
+    call_s: float
+    """Its best time so far; sizes the visits."""
+    prepare_limit_s: float
+    failure: ChildError | EdgertError | None = None
+    """What it died of, if it did."""
+
+    def visit(self) -> float:
+        """Median seconds of a few calls; infinity, with `failure` set, when it crashed, hung or failed."""
+        try:
+            self._revive()
+            calls = min(_MOST_CALLS, max(_FEWEST_CALLS, math.ceil(_VISIT_S / max(self.call_s, 1e-7))))
+            limit_s = RUN_LIMIT_S + 20 * calls * self.call_s
+            times = self.runnable.time(sample_name(0), calls, at_most_s=max(0.3, 2 * self.call_s), timeout_s=limit_s)
+        except EdgertError as error:
+            self.failure = error
+            return math.inf
+        self.call_s = min(self.call_s, *times)
+        return statistics.median(times)
+
+    def _revive(self) -> None:
+        if self.runnable.generation == self.remote.generation and self.remote.pid is not None:
+            return
+        hold(self.remote, self.samples)
+        self.runnable = self.remote.prepare(
+            self.source, self.target, self.device, self.cache, timeout_s=self.prepare_limit_s
+        )
+
+
+def hold(remote: Remote, samples: Sequence[Mapping[str, Data]]) -> None:
+    """Leave the samples with a child, named by `sample_name`."""
+    for index, sample in enumerate(samples):
+        remote.hold(sample_name(index), sample)
+
+
+def sample_name(index: int) -> str:
+    """Under which a child holds a sample."""
+    return f"sample {index}"

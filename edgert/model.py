@@ -1,0 +1,274 @@
+"""`edgert.load()`: the embedding API."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeAlias
+
+from edgert import formats, planning, store
+from edgert.devices import probe as probing
+from edgert.devices.backend import Source
+from edgert.errors import Cancelled, Closed, EdgertError, OptionError
+from edgert.execution.pipeline import Isolation, Made, Pipeline
+from edgert.feed import Feeder
+from edgert.graph import Value
+from edgert.machine import Machine
+from edgert.plan import Objective, Plan, Receipt, Tolerance
+from edgert.planning import Assignment, Memory, Wish
+from edgert.tensor import Array, Data
+
+_log = logging.getLogger(__name__)
+DEFAULT_BUDGET_S = 10.0
+Inputs: TypeAlias = "Mapping[str, Any] | Sequence[Any] | Array"
+"""By name, by position, or the one array of a model with one input."""
+
+
+class Result(Mapping[str, Any]):
+    """Outputs by name, and the receipt that says how they were made. The arrays are the caller's."""
+
+    __slots__ = ("_outputs", "receipt")
+
+    def __init__(self, outputs: dict[str, Data], receipt: Receipt) -> None:
+        self._outputs = outputs
+        self.receipt = receipt
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self._outputs[name]
+        except KeyError:
+            raise KeyError(f"there is no output {name!r}; the model has {', '.join(self._outputs)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outputs)
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def __repr__(self) -> str:
+        return f"Result({', '.join(self._outputs)}; {', '.join(map(str, self.receipt.targets))})"
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    objective: Objective = "latency",
+    tolerance: float | Tolerance | None = None,
+    precision: str = "own",
+    targets: Sequence[str] | None = None,
+    samples: Sequence[Mapping[str, Data]] | None = None,
+    machine: Machine | None = None,
+    budget_s: float = DEFAULT_BUDGET_S,
+    cache_dir: str | os.PathLike[str] | None = None,
+    isolation: Isolation = "auto",
+    progress: Callable[[str, float], None] | None = None,
+) -> Model:
+    """A model, ready to run the fastest correct way that this machine has.
+
+    The first load measures: every way to run it is tried in child processes, its numbers are checked against a
+    reference, and the fastest that is right is kept and remembered on disk. The next load prepares only that.
+
+    Args:
+        path: an .onnx or .tflite file.
+        objective: 'latency' is the time of one request; 'throughput' is items per second, for which several
+            instances, each with its own cores, are tried too.
+        tolerance: how far answers may be from the reference: a fraction of each output's range, or a `Tolerance`.
+        precision: 'own' allows no lower precision than the model's own; 'any' allows any that stays within
+            tolerance; else the one that is named ('f32', 'bf16', 'f16', 'i8', 'f64').
+        targets: only these, such as 'openvino@cpu:0/f32/2t' or 'onnxruntime@*'; also the way to use a software device.
+        samples: inputs to measure and check on, each a mapping of input name to array; else they are synthesised.
+        machine: what to plan for; else what `probe` finds.
+        budget_s: seconds to spend on trying and timing; the check may add up to ten. 0 answers at once with the first
+            target that runs, and goes on in the background: a better one is swapped in when it is found.
+        cache_dir: where plans are remembered; else EDGERT_CACHE, else the platform's cache folder.
+        isolation: 'auto' runs GPUs and NPUs in a process of their own; 'none' runs everything in this one.
+        progress: told what is going on and which share of the budget is spent.
+
+    Raises:
+        ModelNotFound, ModelCorrupt, ModelUnsupported: the file is at fault, or nothing here runs it.
+        UnknownTarget, OptionError: a setting is.
+        CacheUnwritable: the cache folder that was asked for cannot be written.
+        MissingPackage: the package that reads this format is not installed.
+    """
+    if objective not in ("latency", "throughput"):
+        raise OptionError(f"objective {objective!r} is unknown.", "Use 'latency' or 'throughput'.")
+    if not budget_s >= 0:
+        raise OptionError(f"budget_s={budget_s!r} is not a number of seconds.", "Pass 0 or more.")
+    chosen, digest = planning.user_samples(samples)
+    wish = Wish(objective, precision, _tolerance(tolerance), None if targets is None else tuple(targets), digest)
+    folder = store.folder(cache_dir)
+    file = Path(path).expanduser().absolute()
+    model_digest = formats.digest(file)
+    asked = machine
+    if machine is None:
+        machine = probing.glance()
+    memory = Memory(folder, model_digest, machine)
+    plan = memory.plan(wish)
+    if plan is not None:
+        source = Source(file, plan.format, plan.inputs, plan.outputs, plan.own_precision)
+        return Model(Pipeline(plan, source, machine, memory.compiled(), isolation), source, machine)
+    say = progress or (lambda _message, _share: None)
+    assignment = Assignment(formats.open_model(file), machine, wish, memory, budget_s, chosen, say)
+    plan = planning.make_plan(assignment) if budget_s else planning.first_plan(assignment)
+    model = Model(Pipeline(plan, assignment.source, machine, memory.compiled(), isolation), assignment.source, machine)
+    if not budget_s:
+        model.improve(assignment, isolation, lambda: asked or probing.glance())
+    return model
+
+
+def _tolerance(asked: float | Tolerance | None) -> Tolerance:
+    if asked is None:
+        return Tolerance()
+    if isinstance(asked, Tolerance):
+        return asked
+    if not asked >= 0:
+        raise OptionError(f"tolerance={asked!r} is not a fraction.", "Pass 0 or more, such as 1e-3.")
+    # One number is one rule: it replaces the rule for lower precisions as well.
+    return Tolerance(range_fraction=float(asked), sqnr_db=float("inf"))
+
+
+class Model:
+    """A loaded model. Thread-safe; a context manager. Made by `edgert.load`."""
+
+    def __init__(self, pipeline: Pipeline, source: Source, machine: Machine) -> None:
+        self._pipeline: Pipeline | None = pipeline
+        self._retired: list[Pipeline] = []
+        self._source = source
+        self._machine = machine
+        self._lock = threading.Lock()
+        self._feed = Feeder(pipeline.plan.inputs, pipeline.plan.optional_inputs)
+        self._improving: threading.Thread | None = None
+        self._stop = threading.Event()
+
+    @property
+    def plan(self) -> Plan:
+        """What runs where, and why. Changes when `budget_s=0` found better in the background."""
+        return self._open().plan
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """Names, element types and shapes of what `run` takes."""
+        return self._open().plan.inputs
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """Names, element types and shapes of what `run` gives."""
+        return self._open().plan.outputs
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+        return self._source.path
+
+    def run(self, inputs: Inputs) -> Result:
+        """One inference.
+
+        Args:
+            inputs: arrays by name; or by position; or the one array of a model with one input. Numpy, anything with
+                `__dlpack__`, lists and scalars. An array of another element type is widened if that loses nothing.
+
+        Returns:
+            Outputs by name, and `.receipt`.
+
+        Raises:
+            InputError: a name, shape or element type does not fit; says which and how to mend it.
+            TargetError: every target refused these inputs.
+            Closed: after `close`.
+        """
+        pipeline = self._pipeline
+        if pipeline is None:
+            raise self._closed()
+        feed = self._feed(inputs)
+        started_s = perf_counter()
+        made = pipeline.run(feed)
+        return _result(pipeline, made, perf_counter() - started_s)
+
+    def submit(self, inputs: Inputs) -> Future[Result]:
+        """As `run`, in edgert's own threads: returns at once. Inputs are checked before it returns.
+
+        Raises:
+            InputError, Closed: at once; whatever else `run` raises comes out of the future.
+        """
+        pipeline = self._open()
+        feed = self._feed(inputs)
+        started_s = perf_counter()
+        return pipeline.submit(feed, lambda made: _result(pipeline, made, perf_counter() - started_s))
+
+    def close(self) -> None:
+        """Release everything; later calls raise `Closed`. Closing twice is harmless."""
+        self._stop.set()
+        with self._lock:
+            pipelines = [*self._retired, self._pipeline] if self._pipeline else self._retired
+            self._pipeline, self._retired = None, []
+        for pipeline in pipelines:
+            pipeline.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        pipeline = self._pipeline
+        state = "closed" if pipeline is None else ", ".join(map(str, pipeline.plan.targets))
+        return f"<edgert.Model {self._source.path.name}: {state}>"
+
+    def wait_improved(self, timeout_s: float | None = None) -> bool:
+        """Wait for the background search of `budget_s=0`; True when it is over (or there was none)."""
+        if self._improving is None:
+            return True
+        self._improving.join(timeout_s)
+        return not self._improving.is_alive()
+
+    def improve(self, assignment: Assignment, isolation: Isolation, probe: Callable[[], Machine]) -> None:
+        """Search for a better plan in the background and swap it in when it is ready."""
+
+        def work() -> None:
+            try:
+                machine = probe()
+                memory = Memory(assignment.memory.folder, assignment.memory.model, machine)
+                plan = planning.make_plan(
+                    replace(assignment, machine=machine, memory=memory, budget_s=DEFAULT_BUDGET_S), self._stop.is_set
+                )
+                better = Pipeline(plan, self._source, machine, memory.compiled(), isolation)
+            except Cancelled:
+                return
+            except EdgertError as error:
+                _log.warning("%s: no better plan was found: %s", self._source.path.name, error)
+                return
+            self._swap(better)
+
+        self._improving = threading.Thread(target=work, name=f"improve {self._source.path.name}", daemon=True)
+        self._improving.start()
+
+    def _swap(self, better: Pipeline) -> None:
+        with self._lock:
+            if self._pipeline is None:  # closed meanwhile
+                better.close()
+                return
+            # Requests may still run on the old one, so it is closed with the model.
+            self._retired.append(self._pipeline)
+            self._pipeline = better
+        _log.info("%s: now on %s", self._source.path.name, ", ".join(map(str, better.plan.targets)))
+
+    def _open(self) -> Pipeline:
+        pipeline = self._pipeline
+        if pipeline is None:
+            raise self._closed()
+        return pipeline
+
+    def _closed(self) -> Closed:
+        return Closed(f"the model {self._source.path.name} was closed.", "Load it again.")
+
+
+def _result(pipeline: Pipeline, made: Made, run_s: float) -> Result:
+    reason = made.reason
+    receipt = Receipt(pipeline.plan.id, (made.target,), bool(reason), made.target in pipeline.verified, run_s, reason)
+    return Result(made.outputs, receipt)

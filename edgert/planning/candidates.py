@@ -1,0 +1,130 @@
+"""Which targets are worth trying for a model on a machine."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgert.devices import backend
+from edgert.devices.backend import Source
+from edgert.errors import MissingPackage, OptionError, UnknownTarget
+from edgert.machine import Device, Machine
+from edgert.profile import PRECISIONS, Precision, Row, Target
+
+_log = logging.getLogger(__name__)
+LAST_RESORT = "reference"
+"""The backend that answers only what no other does."""
+_WIDTH: dict[Precision, int] = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "i8": 8}
+_NATIVE = {"onnx": "onnxruntime", "tflite": "litert"}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What there is to try."""
+
+    targets: tuple[Target, ...]
+    """Most promising first: the CPU before accelerators that may take long to compile, the format's own library
+    first."""
+    left_out: tuple[Row, ...]
+    """What is there and is not tried, with the reason."""
+
+
+def candidates(
+    source: Source, machine: Machine, precision: str = "own", wanted: Sequence[str] | None = None
+) -> Candidates:
+    """Every target that this machine has for a model.
+
+    Args:
+        source: the model.
+        machine: from `probe` or `glance`.
+        precision: 'own' (no lower than the model's own), 'any', or one of `PRECISIONS`.
+        wanted: targets or patterns such as 'onnxruntime@*'; None for all but the last resort and software devices.
+
+    Raises:
+        OptionError: there is no such precision.
+        UnknownTarget: something wanted is not there; says what is.
+    """
+    if precision not in ("own", "any", *PRECISIONS):
+        raise OptionError(
+            f"precision {precision!r} is unknown.", f"Use 'own', 'any' or one of {', '.join(PRECISIONS)}."
+        )
+    offered = _offered(source, machine)
+    kept: list[Target] = []
+    left_out: list[Row] = []
+    for target, device in offered:
+        reason = "" if wanted is not None else _not_by_default(target, device)
+        reason = reason or _precision_reason(target.precision, source.precision, precision)
+        if reason:
+            left_out.append(Row(target, "untried", reason))
+        else:
+            kept.append(target)
+    if wanted is not None:
+        kept = _matching(kept, wanted, [target for target, _ in offered])
+    return Candidates(tuple(sorted(kept, key=lambda target: _promise(target, source))), tuple(left_out))
+
+
+def _offered(source: Source, machine: Machine) -> list[tuple[Target, Device]]:
+    found: dict[Target, Device] = {}
+    for reach in machine.reached():
+        device = machine.device(reach.device)
+        try:
+            library = backend(reach.backend)
+        except MissingPackage as error:
+            _log.warning("%s", error)
+            continue
+        for target in library.targets(source, device, reach.variant, thread_counts(len(device.cores))):
+            found.setdefault(target, device)
+    return list(found.items())
+
+
+def thread_counts(cores: int) -> tuple[int, ...]:
+    """How many threads are worth trying on so many cores: the powers of two and all of them."""
+    counts = {1 << power for power in range(cores.bit_length()) if 1 << power <= cores}
+    return tuple(sorted(counts | {max(1, cores)}))
+
+
+def _not_by_default(target: Target, device: Device) -> str:
+    if target.backend == LAST_RESORT:
+        return "last resort: answers only what no other backend does"
+    if device.software:
+        return "an emulated device has the right numbers and no speed; name it in targets= to use it"
+    return ""
+
+
+def _precision_reason(precision: Precision, own: Precision, asked: str) -> str:
+    """Why a target's precision does not suit; '' when it does."""
+    if asked == "any":
+        return ""
+    if asked == "own":
+        suits = precision == own or (own != "i8" and _WIDTH[precision] > _WIDTH[own])
+        return "" if suits else f"lower precision than the model's own {own}; precision='any' would allow it"
+    return "" if precision == asked else f"precision={asked!r} was asked for"
+
+
+def _matching(kept: Sequence[Target], wanted: Sequence[str], offered: Sequence[Target]) -> list[Target]:
+    chosen: dict[Target, None] = {}
+    for pattern in wanted:
+        hits = [target for target in kept if fnmatch.fnmatchcase(str(target), pattern)]
+        if not hits and "*" not in pattern:  # a target without its threads means any number of them
+            hits = [target for target in kept if str(target).startswith(f"{pattern}/")]
+        if not hits:
+            known = ", ".join(str(target) for target in offered) or "none"
+            raise UnknownTarget(
+                f"no target matches {pattern!r} for this model on this machine.",
+                f"There are: {known}. A lower precision must be allowed with precision=.",
+            )
+        chosen.update(dict.fromkeys(hits))
+    return list(chosen)
+
+
+def _promise(target: Target, source: Source) -> tuple[bool, bool, bool, bool, int]:
+    """Sort key: what most likely answers soon and well comes first."""
+    return (
+        target.backend == LAST_RESORT,
+        not target.device.startswith("cpu"),
+        target.backend != _NATIVE.get(source.format, ""),
+        bool(target.variant) or target.precision != source.precision,
+        -target.threads,
+    )

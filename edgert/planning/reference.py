@@ -1,0 +1,155 @@
+"""What the right answer is: onnx's own evaluator where it ends in time, else two independent CPU backends that
+agree.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from edgert.errors import EdgertError
+from edgert.graph import Graph
+from edgert.measure import REMOTES, hold, sample_name
+from edgert.plan import Tolerance
+from edgert.planning.candidates import LAST_RESORT
+from edgert.planning.trials import Course, Trial
+from edgert.profile import OutputError, Target
+from edgert.tensor import Data
+from edgert.verify import compare, draws_random_numbers, judge, output_steps, same_form, worst
+
+_log = logging.getLogger(__name__)
+LIMIT_S = 10.0
+"""For the evaluator, on all samples together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Right answers, or the reason why there are none."""
+
+    name: str
+    """'onnx', 'A and B agree', or '' for none."""
+    answers: tuple[Mapping[str, Data], ...] = ()
+    """One set a sample. With no name they are the answers of the format's own library, which nothing confirmed: other
+    targets are held to them, and the plan is not verified. Empty when nothing ran at the model's own precision."""
+    reason: str = ""
+    """Why this one, or why none."""
+    run_s: float = 0.0
+    """Of the slowest sample."""
+
+
+class Checker:
+    """Compares answers on one model's terms."""
+
+    def __init__(self, graph: Graph, course: Course, tolerance: Tolerance) -> None:
+        self._steps = output_steps(graph)
+        self._own = course.source.precision
+        self._dtypes = {value.name: value.dtype for value in graph.outputs}
+        self._tolerance = tolerance
+        self.random = draws_random_numbers(graph)
+
+    def errors(
+        self, expected: Sequence[Mapping[str, Data]], got: Sequence[Mapping[str, Data]]
+    ) -> tuple[OutputError, ...]:
+        """Worst distance of each output over the samples."""
+        pairs = zip(expected, got, strict=True)
+        if self.random:
+            return worst([same_form(one, other) for one, other in pairs])
+        return worst([compare(one, other, self._steps) for one, other in pairs])
+
+    def reason(self, errors: Sequence[OutputError], target: Target) -> str:
+        """Why they leave the tolerance of that target; '' when they do not."""
+        return judge(errors, self._tolerance, self._own, target.precision, self._dtypes)
+
+
+def evaluate(pool: ThreadPoolExecutor, course: Course) -> Future[Reference]:
+    """Run onnx's evaluator in its child, beside the trials."""
+    return pool.submit(_evaluate, course)
+
+
+def _evaluate(course: Course) -> Reference:
+    reach = next((item for item in course.machine.reached() if item.backend == LAST_RESORT), None)
+    if course.source.format != "onnx":
+        return Reference("", reason="onnx's evaluator reads no .tflite")
+    if reach is None:
+        return Reference("", reason="onnx's evaluator is not installed")
+    target = Target(LAST_RESORT, reach.device, course.source.precision)
+    remote = REMOTES.borrow(f"{LAST_RESORT}@{reach.device}")
+    started_s = time.monotonic()
+
+    def left_s() -> float:
+        return max(0.01, started_s + LIMIT_S - time.monotonic())
+
+    try:
+        remote.start()
+        remote.call("empty")  # waits until it is up: starting an interpreter is not the evaluator's time
+        started_s = time.monotonic()
+        hold(remote, course.samples)
+        runnable = remote.prepare(course.source, target, course.machine.device(reach.device), timeout_s=left_s())
+        runs = [runnable.run_held(sample_name(index), timeout_s=left_s()) for index in range(len(course.samples))]
+    except EdgertError as error:
+        _log.info("onnx's evaluator gives no reference: %s", error.message)
+        return Reference("", reason=f"onnx's evaluator: {error.message[:300]}")
+    finally:
+        REMOTES.give_back(remote)
+    return Reference("onnx", tuple(outputs for outputs, _ in runs), run_s=max(seconds for _, seconds in runs))
+
+
+def settle(evaluated: Reference, trials: Sequence[Trial], checker: Checker, own: str) -> Reference:
+    """The reference to judge by: onnx's evaluator, unless two independent libraries agree against it, or it has no
+    answer.
+
+    The evaluator has bugs of its own (it runs BatchNormalization of opset 9 as in training, for one). Two libraries
+    that share no kernels and give the same numbers outweigh it; one library alone does not.
+    """
+    fit = [
+        trial
+        for trial in trials
+        if trial.answers and trial.row.target.device.startswith("cpu") and trial.row.target.precision == own
+    ]
+    if evaluated.name:
+        if any(not _differ(evaluated.answers, trial, checker) for trial in fit):
+            return evaluated
+        pair = _pair(fit, checker, across=True)
+        if pair is None or checker.random:
+            return evaluated
+        worst_fraction = max(error.range_fraction for error in checker.errors(evaluated.answers, pair[0].answers))
+        against = f"against onnx's evaluator, which is off by {worst_fraction:.2g} of the range"
+        return Reference(_agreement(*pair), tuple(pair[0].answers), against)
+    pair = _pair(fit, checker, across=True) or _pair(fit, checker, across=False)
+    if pair is not None:
+        return Reference(_agreement(*pair), tuple(pair[0].answers), evaluated.reason)
+    libraries = list(dict.fromkeys(_library(trial.row.target) for trial in fit))
+    ran = " and ".join(libraries) or "nothing"
+    differ = f"{ran} differ" if len(libraries) > 1 else f"only {ran} ran"
+    # The format's own library comes first. It proves nothing, but whoever differs from it is not to be preferred.
+    yardstick = tuple(fit[0].answers) if fit else ()
+    return Reference("", yardstick, f"{evaluated.reason}; {differ}")
+
+
+def _pair(fit: Sequence[Trial], checker: Checker, *, across: bool) -> tuple[Trial, Trial] | None:
+    """Two that agree: of different libraries, or (not `across`) with different kernels of one, which is the best that
+    there
+    is where only one library is installed.
+    """
+    for one, other in itertools.combinations(fit, 2):
+        a, b = one.row.target, other.row.target
+        independent = a.backend != b.backend if across else a.backend == b.backend and a.variant != b.variant
+        if independent and not _differ(one.answers, other, checker):
+            return one, other
+    return None
+
+
+def _differ(answers: Sequence[Mapping[str, Data]], trial: Trial, checker: Checker) -> bool:
+    return bool(checker.reason(checker.errors(answers, trial.answers), trial.row.target))
+
+
+def _agreement(one: Trial, other: Trial) -> str:
+    return f"{_library(one.row.target)} and {_library(other.row.target)} agree"
+
+
+def _library(target: Target) -> str:
+    return f"{target.backend}+{target.variant}" if target.variant else target.backend

@@ -1,0 +1,151 @@
+"""Try every candidate once: does it prepare, does it run, what does it answer, about how fast is it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from edgert.devices.backend import Source
+from edgert.devices.remote import Remote
+from edgert.errors import ChildDied, ChildTimeout, EdgertError
+from edgert.machine import Machine
+from edgert.measure import REMOTES, RUN_LIMIT_S, Contestant, hold
+from edgert.profile import Outcome, Row, Target
+from edgert.tensor import Data
+
+_log = logging.getLogger(__name__)
+_FEWEST_PREPARE_S = 20.0
+"""A library's first preparation in a new process includes loading it."""
+
+
+@dataclass
+class Trial:
+    """What came of one candidate."""
+
+    row: Row
+    contestant: Contestant | None = None
+    """Prepared and waiting in its child, when it ran."""
+    answers: list[dict[str, Data]] = field(default_factory=list)
+    """Its outputs, one set a sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What all trials of one planning share."""
+
+    source: Source
+    machine: Machine
+    samples: Sequence[Mapping[str, Data]]
+    cache: Path | None
+    """Where backends may keep compiled models."""
+    deadline_s: float
+    """`time.monotonic()` after which no further candidate is begun."""
+    budget_s: float
+    known: Mapping[Target, Row] = field(default_factory=dict)
+    """What an earlier planning found, with the same versions: what was refused then is not tried again."""
+
+    @property
+    def prepare_limit_s(self) -> float:
+        """For one preparation; beyond it the library counts as hung."""
+        return max(_FEWEST_PREPARE_S, 3 * self.budget_s)
+
+
+class Trials:
+    """The trials of one planning, with the children that hold what was prepared. A context manager: the children are
+    given back at its end.
+    """
+
+    def __init__(self, course: Course) -> None:
+        self.course = course
+        self._remotes: dict[str, Remote] = {}
+
+    def __enter__(self) -> Trials:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for remote in self._remotes.values():
+            REMOTES.give_back(remote)
+
+    def run(self, targets: Sequence[Target], progress: Callable[[Target], None] = lambda _: None) -> list[Trial]:
+        """Try the targets in the given order; those of different libraries side by side.
+
+        The first target of each library is always tried, the rest while there is budget.
+        """
+        groups: dict[str, list[Target]] = {}
+        for target in targets:
+            groups.setdefault(_child_name(target), []).append(target)
+        for name in groups:
+            if name not in self._remotes:
+                self._remotes[name] = REMOTES.borrow(name)
+                self._remotes[name].start()
+        with ThreadPoolExecutor(max_workers=max(1, len(groups))) as pool:
+            found = pool.map(lambda item: self._group(item[0], item[1], progress), groups.items())
+            trials = {trial.row.target: trial for group in found for trial in group}
+        return [trials[target] for target in targets]
+
+    def _group(self, name: str, targets: Sequence[Target], progress: Callable[[Target], None]) -> list[Trial]:
+        trials = []
+        for position, target in enumerate(targets):
+            if position and time.monotonic() > self.course.deadline_s:
+                trials.append(Trial(Row(target, "untried", f"the budget of {self.course.budget_s:g} s was spent")))
+                continue
+            progress(target)
+            known = self.course.known.get(target)
+            if known is not None and known.outcome in ("refused", "crashed", "timeout"):
+                trials.append(Trial(replace(known, reason=_remembered(known.reason))))
+            else:
+                trials.append(self._try(self._remotes[name], target))
+        return trials
+
+    def _try(self, remote: Remote, target: Target) -> Trial:
+        course = self.course
+        device = course.machine.device(target.device)
+        try:
+            hold(remote, course.samples)
+            runnable = remote.prepare(course.source, target, device, course.cache, timeout_s=course.prepare_limit_s)
+        except EdgertError as error:
+            return Trial(failed(target, error))
+        row = Row(
+            target, "ok", ran_on=runnable.ran_on, prepare_s=runnable.prepare_s, memory_bytes=runnable.memory_bytes
+        )
+        answers, seconds = [], []
+        try:
+            for index in range(len(course.samples)):
+                outputs, run_s = runnable.run_held(f"sample {index}", timeout_s=RUN_LIMIT_S)
+                answers.append(outputs)
+                seconds.append(run_s)
+            if min(seconds) < 1.0:  # the first run warms caches and allocates: it says little of a fast target
+                seconds.extend(runnable.time("sample 0", 2, at_most_s=1.0, timeout_s=RUN_LIMIT_S))
+        except EdgertError as error:
+            return Trial(replace(failed(target, error), ran_on=row.ran_on, prepare_s=row.prepare_s))
+        contestant = Contestant(
+            target, course.source, device, remote, runnable, course.samples, course.cache,
+            max(min(seconds), 1e-7), course.prepare_limit_s,
+        )  # fmt: skip
+        return Trial(row, contestant, answers)
+
+
+def failed(target: Target, error: EdgertError) -> Row:
+    """The row of a target that did not prepare or run."""
+    outcome: Outcome = "refused"
+    if isinstance(error, ChildTimeout):
+        outcome = "timeout"
+    elif isinstance(error, ChildDied):
+        outcome = "crashed"
+    _log.info("%s: %s: %s", target, outcome, error.message)
+    return Row(target, outcome, error.message[:400])
+
+
+def _child_name(target: Target) -> str:
+    """One child a library and device; the CPU's variants share one."""
+    return f"{target.backend}@{target.device}" + (
+        f"+{target.variant}" if target.variant and not target.device.startswith("cpu") else ""
+    )
+
+
+def _remembered(reason: str) -> str:
+    return reason if reason.startswith("as before: ") else f"as before: {reason}"
