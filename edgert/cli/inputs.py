@@ -10,6 +10,7 @@ model takes and says in words what was done to them.
 from __future__ import annotations
 
 import difflib
+import warnings
 import wave
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -115,8 +116,9 @@ def _read_npz(path: Path, name: str) -> list[Given]:
 
 def _load(path: Path) -> Any:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        return {key: loaded[key] for key in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+        with path.open("rb") as file:  # numpy leaves a damaged file open that it opened itself
+            loaded = np.load(file, allow_pickle=False)
+            return {key: loaded[key] for key in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, SyntaxError, MemoryError) as error:
         raise InputError(
             f"{path} is not an array file that can be read: {_first_line(error)}.",
@@ -137,14 +139,17 @@ def read_image(path: Path) -> Array:
         raise MissingPackage(
             f"reading {path} needs the package pillow ({error}).", 'pip install "edgert[image]"', package="pillow"
         ) from error
-    limit = Image.MAX_IMAGE_PIXELS or 0
     try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > limit > 0:  # before it is unpacked: a small file can hold gigabytes
-                raise InputError(f"{path} has {opened.width}x{opened.height} pixels.", "Make it smaller first.")
+        # A small file can hold gigabytes of pixels: what Pillow only warns of is refused before it is unpacked.
+        with (
+            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            Image.open(path) as opened,
+        ):
             turned = ImageOps.exif_transpose(opened)
             pixels = np.asarray(turned.convert("L" if turned.mode in ("1", "L", "LA") else "RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is too large: {_first_line(error)}.", "Make it smaller first.") from error
+    except (OSError, ValueError, SyntaxError) as error:
         raise InputError(
             f"{path} is not a picture that can be read: {_first_line(error)}.", "Open and save it anew with a viewer."
         ) from error

@@ -30,7 +30,8 @@ def three_digits(number: float) -> str:
     """'1.23', '12.3', '123', '1234'."""
     if number == 0 or not math.isfinite(number):
         return f"{number:g}"
-    return f"{number:.{max(0, 2 - math.floor(math.log10(abs(number))))}f}"
+    rounded = float(f"{number:.3g}") if abs(number) < 1000 else number  # 0.9999 has the digits of 1.00
+    return f"{number:.{max(0, 2 - math.floor(math.log10(abs(rounded))))}f}"
 
 
 def _scaled(number: float, unit: str) -> str:
