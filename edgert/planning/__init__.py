@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from edgert.devices.backend import Source
-from edgert.errors import Cancelled, ModelUnsupported, OptionError
+from edgert.errors import Cancelled, InputError, ModelUnsupported, OptionError
 from edgert.formats import ModelFile
 from edgert.machine import Machine
 from edgert.plan import Plan, Segment, Verification
@@ -100,12 +100,33 @@ def _measured(
     trials = check(trials, reference, checker)
     if not any(trial.contestant for trial in trials):
         trials.extend(_last_resort(found, course, work, reference, checker))
+    if not any(trial.contestant for trial in trials) and any(trial.prepared for trial in trials):
+        return _untried(assignment, trials, found)
     rows = fastest(trials, course, say)
     if assignment.wish.objective == "throughput":
         choice = throughput_choice(rows, trials, work, say)
     else:
         choice = latency_choice(rows)
     return _plan(assignment, choice, found, reference)
+
+
+def _untried(assignment: Assignment, trials: Sequence[Trial], found: Candidates) -> Plan:
+    """A plan for a model that prepares and refuses the samples everywhere: then the samples are at fault.
+
+    Raises:
+        InputError: they were the user's own.
+    """
+    rows = tuple(trial.row for trial in sorted(trials, key=lambda trial: not trial.prepared))
+    if assignment.samples:
+        raise InputError(
+            f"{assignment.file.path}: every target refused the samples ({rows[0].reason}).",
+            "Pass samples= that the model takes.",
+        )
+    reason = f"no target took the synthesised inputs ({rows[0].reason}); pass samples= to check and time on"
+    others = dict.fromkeys(trial.row.target for trial in trials if trial.prepared)
+    plan = _plan(assignment, latency_choice(rows), found, Reference("", reason=reason))
+    fallbacks = [target for target in others if target.backend != rows[0].target.backend]
+    return replace(plan, fallbacks=tuple(fallbacks))
 
 
 def _last_resort(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgert.devices.backend import Source
 from edgert.devices.remote import Remote
-from edgert.errors import ChildDied, ChildTimeout, EdgertError
+from edgert.errors import ChildDied, ChildTimeout, EdgertError, RunFailed
 from edgert.machine import Machine
 from edgert.measure import REMOTES, RUN_LIMIT_S, Contestant, hold
 from edgert.profile import Outcome, Row, Target
@@ -31,6 +31,8 @@ class Trial:
     """Prepared and waiting in its child, when it ran."""
     answers: list[dict[str, Data]] = field(default_factory=list)
     """Its outputs, one set a sample."""
+    prepared: bool = False
+    """Whether it prepared and then refused the samples, which may be the samples' fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,8 @@ class Trials:
             if min(seconds) < 1.0:  # the first run warms caches and allocates: it says little of a fast target
                 seconds.extend(runnable.time("sample 0", 2, at_most_s=1.0, timeout_s=RUN_LIMIT_S))
         except EdgertError as error:
-            return Trial(replace(failed(target, error), ran_on=row.ran_on, prepare_s=row.prepare_s))
+            row = replace(failed(target, error), ran_on=row.ran_on, prepare_s=row.prepare_s)
+            return Trial(row, prepared=isinstance(error, RunFailed))
         contestant = Contestant(
             target, course.source, device, remote, runnable, course.samples, course.cache,
             max(min(seconds), 1e-7), course.prepare_limit_s,

@@ -1,0 +1,178 @@
+"""The ONNX standard's own test suite (`onnx.backend.test`) through `edgert.load(...).run(...)`.
+
+    python tests/suite/onnx_suite.py --shard 0/2 --report shard0.json [--only REGEX] [--given-inputs]
+    python tests/suite/onnx_suite.py --merge shard0.json shard1.json [--fewest 2010] [--most-reference 330]
+
+Each case is loaded and run once, by the suite's own runner and with its own comparison. The report says for each case
+which backend answered and whether its numbers had been verified; the merge counts, lists what failed with the reason,
+and fails when fewer passed than asked or when a verified answer was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import logging
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx.backend.base
+from onnx.backend.test.runner import Runner
+
+import edgert
+import edgert.formats
+
+BUDGET_S = 0.3
+"""What is timed here is tiny; the order of backends is not what the suite asks about."""
+
+
+class Case(onnx.backend.base.BackendRep):
+    """One loaded model; remembers the receipts of its runs."""
+
+    def __init__(self, model: onnx.ModelProto, given_inputs: bool) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="edgert-suite-"))
+        self._path = self._folder / "model.onnx"
+        self._path.write_bytes(model.SerializeToString())
+        self._given_inputs = given_inputs
+        self._model = None if given_inputs else edgert.load(self._path, budget_s=BUDGET_S)
+        self.receipts: list[edgert.Receipt] = []
+        self.notes: tuple[str, ...] = ()
+
+    def run(self, inputs: Any, **_: Any) -> tuple[Any, ...]:
+        if self._model is None:
+            names = [value.name for value in edgert.formats.open_model(self._path).graph.inputs]
+            samples = [dict(zip(names, inputs, strict=False))]
+            self._model = edgert.load(self._path, budget_s=BUDGET_S, samples=samples)
+        result = self._model.run(
+            list(inputs) if len(self._model.inputs) != 1 else {self._model.inputs[0].name: inputs[0]}
+        )
+        self.receipts.append(result.receipt)
+        self.notes = self._model.plan.notes
+        return tuple(result.values())
+
+    def close(self) -> None:
+        if self._model is not None:
+            self._model.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Backend(onnx.backend.base.Backend):
+    """edgert as the suite's runner wants it."""
+
+    given_inputs = False
+    last: Case | None = None
+
+    @classmethod
+    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **_: Any) -> Case:
+        cls.last = Case(model, cls.given_inputs)
+        return cls.last
+
+    @classmethod
+    def supports_device(cls, device: str) -> bool:
+        return device == "CPU"
+
+
+def cases() -> Iterator[tuple[str, Any]]:
+    """Name and callable of every case for the CPU, in the suite's order."""
+    runner = Runner(Backend, __name__)
+    for items in runner._test_items.values():
+        for name, item in sorted(items.items()):
+            if name.endswith("_cpu"):
+                yield name.removesuffix("_cpu"), item.func
+
+
+def run_one(name: str, function: Any) -> dict[str, Any]:
+    """Outcome of one case: pass, skip, error (a typed error), wrong (an answer that the suite rejects)."""
+    import unittest
+
+    Backend.last = None
+    started_s = time.monotonic()
+    outcome, message = "pass", ""
+    try:
+        function(None)
+    except unittest.SkipTest as error:
+        outcome, message = "skip", str(error)
+    except edgert.EdgertError as error:
+        outcome, message = "error", f"{type(error).__name__}: {error}"
+    except AssertionError as error:
+        outcome, message = "wrong", " ".join(str(error).split())
+    except Exception as error:  # noqa: BLE001 - anything untyped is a finding of the suite
+        outcome, message = "untyped", f"{type(error).__name__}: {error}"
+    last = Backend.last
+    receipts = last.receipts if last is not None else []
+    if last is not None:
+        last.close()
+    return {
+        "name": name,
+        "outcome": outcome,
+        "message": message[:600],
+        "backend": receipts[-1].targets[-1].backend if receipts else "",
+        "verified": all(receipt.verified for receipt in receipts) if receipts else False,
+        "notes": list(last.notes) if last is not None else [],
+        "seconds": round(time.monotonic() - started_s, 3),
+    }
+
+
+def run_shard(shard: str, report: Path, only: str, given_inputs: bool) -> None:
+    """Run every n-th case; the report is written as it grows, so that a crash costs nothing."""
+    Backend.given_inputs = given_inputs
+    index, count = (int(part) for part in shard.split("/"))
+    chosen = [case for position, case in enumerate(cases()) if position % count == index and re.search(only, case[0])]
+    print(f"shard {shard}: {len(chosen)} cases", flush=True)
+    results = []
+    for position, (name, function) in enumerate(chosen):
+        results.append(run_one(name, function))
+        if position % 100 == 99 or position == len(chosen) - 1:
+            report.write_text(json.dumps(results))
+            counts = collections.Counter(result["outcome"] for result in results)
+            print(f"shard {shard}: {position + 1}/{len(chosen)} {dict(counts)}", flush=True)
+
+
+def merge(reports: Sequence[Path], fewest: int, most_reference: int) -> int:
+    """Print counts and everything that did not pass; 0 when the marks are met."""
+    results = [result for report in reports for result in json.loads(report.read_text())]
+    results.sort(key=lambda result: result["name"])
+    outcomes = collections.Counter(result["outcome"] for result in results)
+    answered = collections.Counter(result["backend"] for result in results if result["outcome"] == "pass")
+    silent = [result for result in results if result["outcome"] == "wrong" and result["verified"]]
+    for result in results:
+        if result["outcome"] != "pass":
+            verified = "verified" if result["verified"] else "not verified"
+            print(
+                f"{result['outcome']:<8} {result['name']} [{result['backend'] or 'none'}, {verified}]:
+                {result['message'][:300]}"
+            )
+    print(f"cases: {len(results)}; outcomes: {dict(outcomes)}; answered by: {dict(answered)}")
+    print(f"wrong though verified: {len(silent)}")
+    passed = outcomes["pass"]
+    good = passed >= fewest and not silent and answered["reference"] <= most_reference
+    print(f"{passed} passed, {len(results) - passed} failed")
+    return 0 if good else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shard", default="0/1")
+    parser.add_argument("--report", type=Path, default=Path("onnx-suite.json"))
+    parser.add_argument("--only", default="")
+    parser.add_argument("--given-inputs", action="store_true", help="pass the suite's inputs as samples=")
+    parser.add_argument("--merge", type=Path, nargs="+")
+    parser.add_argument("--fewest", type=int, default=0)
+    parser.add_argument("--most-reference", type=int, default=10**9)
+    options = parser.parse_args()
+    if options.merge:
+        return merge(options.merge, options.fewest, options.most_reference)
+    logging.disable(logging.WARNING)
+    run_shard(options.shard, options.report, options.only, options.given_inputs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
