@@ -17,6 +17,20 @@ IR_VERSION = 8
 """That goes with the opset; a newer one would shut out older readers for nothing."""
 
 
+def filter_weights(rng: np.random.Generator, shape: tuple[int, ...], gain: float) -> Array:
+    """Weights out x ..., variance gain^2 / fan-in, each output's with a mean of zero.
+
+    A ReLU's outputs are all positive: with a mean the common part grows with depth, until a random network answers
+    every input alike.
+    """
+    weight = rng.standard_normal(shape, np.float32)
+    others = tuple(range(1, len(shape)))
+    fan_in = int(np.prod(shape[1:]))
+    if fan_in > 16:  # a depthwise filter without its mean would only see edges
+        weight -= weight.mean(others, keepdims=True)
+    return np.asarray(weight * np.float32(gain / np.sqrt(fan_in)))
+
+
 class Builder:
     """A graph under construction. Every method that adds a node returns the name of its output."""
 
@@ -37,7 +51,7 @@ class Builder:
 
     def weight(self, array: Array, hint: str = "w") -> str:
         name = f"{hint}_{len(self._weights)}"
-        self._weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self._weights.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def ints(self, *numbers: int) -> str:
@@ -49,13 +63,17 @@ class Builder:
         drawn = self.rng.standard_normal(shape, np.float32)
         return self.weight(drawn * np.float32(gain / np.sqrt(fan_in)))
 
+    def filters(self, *shape: int, gain: float = 1.0) -> str:
+        """Weights of a layer whose outputs are axis 0, by `filter_weights`."""
+        return self.weight(filter_weights(self.rng, shape, gain))
+
     def bias(self, size: int, deviation: float = 0.05) -> str:
         return self.weight(self.rng.standard_normal(size, np.float32) * np.float32(deviation), "b")
 
-    def node(self, op: str, *inputs: str, to: str = "", **attributes: Any) -> str:
-        """One node with one output, named `to` or after the node."""
+    def node(self, op: str, *inputs: str, out: str = "", **attributes: Any) -> str:
+        """One node with one output, named `out` or after the node."""
         name = f"{op.lower()}_{len(self._nodes)}"
-        output = to or f"{name}_out"
+        output = out or f"{name}_out"
         self._nodes.append(helper.make_node(op, list(inputs), [output], name=name, **attributes))
         return output
 
@@ -90,8 +108,7 @@ class Builder:
         """
         height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
         gain = gain if gain is not None else (np.sqrt(2.0) if act else 1.0)
-        fan_in = channels[0] // group * height * width
-        weight = self.normal(channels[1], channels[0] // group, height, width, fan_in=fan_in, gain=gain)
+        weight = self.filters(channels[1], channels[0] // group, height, width, gain=gain)
         pads = [(height - 1) // 2, (width - 1) // 2, height // 2, width // 2]
         y = self.node("Conv", x, weight, self.bias(channels[1]), kernel_shape=[height, width],
                       strides=[stride, stride], pads=pads, group=group)  # fmt: skip
@@ -105,11 +122,11 @@ class Builder:
             return self.node("Clip", x, low, high)
         return x
 
-    def dense(self, x: str, sizes: tuple[int, int], *, act: str = "", gain: float | None = None, to: str = "") -> str:
+    def dense(self, x: str, sizes: tuple[int, int], *, act: str = "", gain: float | None = None, out: str = "") -> str:
         """Rows of `x` through a fully connected layer (Gemm)."""
         gain = gain if gain is not None else (np.sqrt(2.0) if act else 1.0)
-        weight = self.normal(sizes[1], sizes[0], fan_in=sizes[0], gain=gain)
-        y = self.node("Gemm", x, weight, self.bias(sizes[1]), transB=1, to="" if act else to)
+        weight = self.filters(sizes[1], sizes[0], gain=gain)
+        y = self.node("Gemm", x, weight, self.bias(sizes[1]), transB=1, out="" if act else out)
         return self.activation(y, act)
 
     def model(self, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:

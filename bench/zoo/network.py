@@ -111,15 +111,15 @@ def _write(build: Builder, layer: Layer, x: str, to: str, shape: tuple[int, ...]
         y = build.node("Conv", x, build.weight(layer.weight), build.weight(layer.bias, "b"),
                        kernel_shape=[height, width], strides=[layer.stride] * 2,
                        pads=[rows[0], columns[0], rows[1], columns[1]],
-                       group=shape[0] if layer.depthwise else 1, to="" if layer.relu else to)  # fmt: skip
+                       group=shape[0] if layer.depthwise else 1, out="" if layer.relu else to)  # fmt: skip
     elif isinstance(layer, Dense):
         weight, bias = build.weight(layer.weight), build.weight(layer.bias, "b")
-        y = build.node("Gemm", x, weight, bias, transB=1, to="" if layer.relu else to)
+        y = build.node("Gemm", x, weight, bias, transB=1, out="" if layer.relu else to)
     elif isinstance(layer, Mean):
-        build.node("Flatten", build.node("GlobalAveragePool", x), to=to)
+        build.node("Flatten", build.node("GlobalAveragePool", x), out=to)
     elif isinstance(layer, Flatten):
-        build.node("Flatten", x, to=to)
+        build.node("Flatten", x, out=to)
     else:
-        build.node("Softmax", x, to=to, axis=-1)
+        build.node("Softmax", x, out=to, axis=-1)
     if isinstance(layer, Conv | Dense) and layer.relu:
-        build.node("Relu", y, to=to)
+        build.node("Relu", y, out=to)

@@ -18,7 +18,7 @@ from bench.zoo.builder import Array
 
 _WEIGHTED: Mapping[str, int] = {"Conv": 0, "Gemm": 0, "MatMul": 1}
 """Operation -> axis of its weight that holds the output channels (Gemm: always with transB=1)."""
-_JOINED = frozenset({"Add", "GlobalAveragePool", "AveragePool", "Concat"})
+JOINED = frozenset({"Add", "GlobalAveragePool", "AveragePool", "Concat"})
 """Operations without weights whose inputs and output are quantised."""
 _INPUTS_ONLY = frozenset({"MatMul"})
 """Their sums stay float: what follows (bias, LayerNormalization, Softmax) wants the precision."""
@@ -41,13 +41,22 @@ class Range:
         return cls(scale, round(-low / scale))
 
 
-def quantise(model: onnx.ModelProto, samples: Sequence[Mapping[str, Array]]) -> onnx.ModelProto:
-    """The same model with integer arithmetic, its ranges taken from running it on `samples`."""
-    names = _quantised_values(model.graph)
-    writer = _Writer(model.graph, calibrate(model, names, samples))
+def quantise(
+    model: onnx.ModelProto, samples: Sequence[Mapping[str, Array]], *, joined: frozenset[str] = JOINED
+) -> onnx.ModelProto:
+    """The same model with integer arithmetic.
+
+    Args:
+        model: float; every Gemm with transB=1.
+        samples: inputs that it is run on, to see the ranges of its activations.
+        joined: operations without weights to quantise too. A transformer's residual sums want their precision: pass
+            an empty set.
+    """
+    scheme = _scheme(model.graph, joined)
+    names = list(dict.fromkeys([*scheme.made, *(name for reads in scheme.reads.values() for name in reads)]))
+    writer = _Writer(model.graph, scheme, calibrate(model, names, samples))
     for value in model.graph.input:
-        if value.name in names:
-            writer.pair(value.name, value.name, value.name + "_dq")
+        writer.quantised(value.name)
     for node in model.graph.node:
         writer.copy(node)
     done = onnx.ModelProto()
@@ -84,67 +93,92 @@ def calibrate(model: onnx.ModelProto, names: Sequence[str], samples: Sequence[Ma
     return {name: Range.of(lows[name], highs[name]) for name in names}
 
 
-def _quantised_values(graph: onnx.GraphProto) -> list[str]:
-    """Activations that become integers: what a quantised operation reads, and what it makes."""
+@dataclass(frozen=True, slots=True)
+class _Scheme:
+    """Which activations become integers."""
+
+    reads: Mapping[str, tuple[str, ...]]
+    """Name of each quantised operation -> activations that it reads."""
+    made: frozenset[str]
+    """Values that quantised operations make, after the activation that goes with them."""
+
+
+def _scheme(graph: onnx.GraphProto, joined: frozenset[str]) -> _Scheme:
     weights = {tensor.name for tensor in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    found: dict[str, None] = {}
+    reads: dict[str, tuple[str, ...]] = {}
+    made: set[str] = set()
     for node in graph.node:
-        if node.op_type not in _WEIGHTED and node.op_type not in _JOINED:
+        if node.op_type not in _WEIGHTED and node.op_type not in joined:
             continue
         if node.op_type == "Add" and any(name in weights for name in node.input):
             continue
         count = 2 if node.op_type in _WEIGHTED else len(node.input)
-        found.update(dict.fromkeys(name for name in node.input[:count] if name not in weights))
+        reads[node.name] = tuple(name for name in node.input[:count] if name not in weights)
         if node.op_type not in _INPUTS_ONLY:
             after = readers.get(node.output[0], [])
             fused = len(after) == 1 and after[0].op_type in _FUSED
-            found[after[0].output[0] if fused else node.output[0]] = None
-    return list(found)
+            made.add(after[0].output[0] if fused else node.output[0])
+    return _Scheme(reads, frozenset(made))
 
 
 @dataclass
 class _Writer:
-    """The quantised graph under construction."""
+    """The quantised graph under construction.
+
+    A value that a quantised operation makes is read dequantised by everyone. One that only a quantised operation reads
+    stays float for its other readers (a residual sum keeps its precision), and each quantised reader has a
+    DequantizeLinear of its own: ONNX Runtime moves one past a Reshape only if nobody shares it.
+    """
 
     graph: onnx.GraphProto
+    scheme: _Scheme
     ranges: Mapping[str, Range]
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._floats = {tensor.name: tensor for tensor in self.graph.initializer}
-        self._given = {value.name for value in self.graph.input}
         self._scales: dict[str, Array] = {}
+        self._products = {node.output[0]: node for node in self.graph.node if node.op_type == "MatMul"}
 
-    def pair(self, source: str, stem: str, sink: str) -> None:
-        """Quantise and dequantise `source`; the result is called `sink`."""
-        found = self.ranges[stem]
-        scale = self._keep(stem + "_scale", np.asarray(found.scale, np.float32))
-        zero = self._keep(stem + "_zero", np.asarray(found.zero_point, np.uint8))
-        self._node("QuantizeLinear", [source, scale, zero], stem + "_q")
-        self._node("DequantizeLinear", [stem + "_q", scale, zero], sink)
+    def quantised(self, name: str, source: str = "") -> None:
+        """The value's integers, from its float form `source` (by default itself), if anything wants them."""
+        if name in self.ranges:
+            scale = self._keep(name + "_scale", np.asarray(self.ranges[name].scale, np.float32))
+            zero = self._keep(name + "_zero", np.asarray(self.ranges[name].zero_point, np.uint8))
+            self._node("QuantizeLinear", [source or name, scale, zero], name + "_q")
 
     def copy(self, node: onnx.NodeProto) -> None:
         """The node with its weights and activations quantised."""
         new = onnx.NodeProto()
         new.CopyFrom(node)
         for position, name in enumerate(node.input):
-            if name in self.ranges and name in self._given:
-                new.input[position] = name + "_dq"
-        weight = node.input[1] if node.op_type in _WEIGHTED else ""
-        if weight in self._floats:
-            new.input[1] = self._weight(weight, _WEIGHTED[node.op_type])
+            if name in self.scheme.reads.get(node.name, ()) and name not in self.scheme.made:
+                new.input[position] = self._dequantise(name, f"{name}_{node.name}_{position}")
+        if node.op_type in _WEIGHTED and node.input[1] in self._floats:
+            new.input[1] = self._weight(node.input[1], _WEIGHTED[node.op_type])
             if len(node.input) > 2:
-                new.input[2] = self._bias(node.input[2], node.input[0], weight)
+                new.input[2] = self._bias(node.input[2], node.input[0], node.input[1])
+        product = self._products.get(node.input[0]) if node.op_type == "Add" else None
+        if product is not None and product.input[1] in self._floats and node.input[1] in self._floats:
+            # MatMul and Add become one Gemm, whose bias has to be an integer too.
+            new.input[1] = self._bias(node.input[1], product.input[0], product.input[1])
         self.nodes.append(new)
         output = node.output[0]
-        if output in self.ranges:
+        if output in self.scheme.made:
             new.output[0] = output + "_raw"
-            self.pair(output + "_raw", output, output)
+            self.quantised(output, output + "_raw")
+            self._dequantise(output, output)
+        else:
+            self.quantised(output)
+
+    def _dequantise(self, name: str, sink: str) -> str:
+        self._node("DequantizeLinear", [name + "_q", name + "_scale", name + "_zero"], sink)
+        return sink
 
     def _weight(self, name: str, axis: int) -> str:
         if name not in self._scales:
