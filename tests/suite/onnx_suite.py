@@ -145,10 +145,8 @@ def merge(reports: Sequence[Path], fewest: int, most_reference: int) -> int:
     for result in results:
         if result["outcome"] != "pass":
             verified = "verified" if result["verified"] else "not verified"
-            print(
-                f"{result['outcome']:<8} {result['name']} [{result['backend'] or 'none'}, {verified}]:
-                {result['message'][:300]}"
-            )
+            where = f"{result['backend'] or 'none'}, {verified}"
+            print(f"{result['outcome']:<8} {result['name']} [{where}]: {result['message'][:300]}")
     print(f"cases: {len(results)}; outcomes: {dict(outcomes)}; answered by: {dict(answered)}")
     print(f"wrong though verified: {len(silent)}")
     passed = outcomes["pass"]
