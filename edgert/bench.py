@@ -6,66 +6,44 @@
     final     chosen, rival, `Model.run` and plain ONNX Runtime, interleaved; the heats do not count here,
               so that a target which was lucky once is not compared by its luck
 
-A round visits every contender once, in random order; a visit is one discarded stretch of calls (the caches belong to
-whoever ran before) and then the timed calls, of which the median counts. Two contenders are compared by the ratio
-of their medians round by round: what slows the machine for a while slows both.
+How rounds are played and compared is in `edgert.race`.
 """
 
 from __future__ import annotations
 
-import math
+import os
 import random
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import Any
 
+from edgert.devices import probe as probing
 from edgert.devices.backend import Source
 from edgert.devices.remote import Remote, RemoteRunnable
 from edgert.errors import EdgertError
+from edgert.formats import ModelFile, open_model
 from edgert.machine import Machine
-from edgert.plan import Plan
+from edgert.model import Model
+from edgert.model import load as load_model
+from edgert.plan import Plan, Tolerance
+from edgert.planning.candidates import candidates
 from edgert.profile import Outcome, Row, Target
+from edgert.race import Entry, Interval, Progress, Race, Role, geomean, inverse, paired_ratio, quantile, race, silent
+from edgert.samples import synthesise
 from edgert.tensor import Data
 from edgert.transport.child import Child
+from edgert.verify import compare, judge, output_steps
 
-if TYPE_CHECKING:
-    import os
-
-    from edgert.model import Model
-
-Role: TypeAlias = Literal["edgert", "chosen", "candidate", "baseline"]
-"""edgert: `Model.run`, receipt included; chosen: a fresh copy of the plan's target; baseline: life without edgert."""
-Progress: TypeAlias = Callable[[str, float], None]
-
-VISIT_S = 0.02
-"""Timed calls of one visit last at least this long, as far as the call's own length allows."""
-HEATS = 0.4
-"""Part of the time that goes to the heats."""
-LEAST_HEATS, LEAST_FINALS = 3, 12
-"""Rounds that are run even when the time is over."""
-TOO_SLOW = 4.0
-"""A contender that needs so many times the fastest's time leaves the heats after the first."""
 ENOUGH = 1.02
 """A choice that may be this near to the best other target holds."""
 PREPARE_LIMIT_S = 120.0
 CALL_LIMIT_S = 60.0
-_WANTED: frozenset[Outcome] = frozenset({"ok", "slow", "untried"})
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A ratio of times and the range that holds it in 95 of 100 repetitions."""
-
-    ratio: float
-    low: float
-    high: float
-    rounds: int
-    """Pairs that it comes from."""
+_OUT: frozenset[Outcome] = frozenset({"wrong", "refused", "crashed", "timeout"})
+"""What the planner found no answer, or a wrong one, from: not timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,62 +123,22 @@ def bench(
     Raises:
         EdgertError: whatever `edgert.load` raises.
     """
-    import edgert
-    from edgert.formats import open_model
-    from edgert.samples import synthesise
-
-    tell = progress or _silent
+    tell = progress or silent
     tell("planning", 0.0)
     with ExitStack() as stack:
-        model = stack.enter_context(edgert.load(path, **load))
-        file = open_model(path)
-        request = dict(inputs) if inputs is not None else synthesise(file.graph, seed=seed)[0]
-        source = Source(Path(path).resolve(), file.format, file.graph.inputs, file.graph.outputs, file.precision)
-        entries = _entries(model, _Setting(source, edgert.probe(), request, stack), tell)
-        outcome = race(entries, seconds, random.Random(seed), tell)
-        return _report(Path(path), model.plan, entries, outcome)
+        model = stack.enter_context(load_model(path, **load))
+        machine = load.get("machine") or probing.probe()
+        setting = _Setting(open_model(path), machine, model.plan, _wanted_tolerance(load), stack)
+        setting.request.update(inputs if inputs is not None else synthesise(setting.file.graph, seed=seed)[0])
+        entries = _entries(model, setting, load.get("targets"), tell)
+        return _report(Path(path), model.plan, entries, race(entries, seconds, random.Random(seed), tell))
 
 
-def _silent(_text: str, _part: float) -> None:
-    """Nobody watches."""
-
-
-class Contender(Protocol):
-    """Something that can be timed."""
-
-    def visit(self, calls: int, at_most_s: float) -> list[float]:
-        """Seconds of each of up to `calls` calls; at least one, no new one once `at_most_s` has passed."""
-        ...
-
-
-@dataclass(slots=True)
-class Entry:
-    """A contender in the race, and what was timed of it so far."""
-
-    name: str
-    role: Role
-    contender: Contender | None = None
-    outcome: Outcome = "ok"
-    reason: str = ""
-    memory_bytes: int = 0
-    prepare_s: float = 0.0
-    times_s: list[float] = field(default_factory=list)
-    medians_s: list[float] = field(default_factory=list)
-    """Of each round."""
-
-    def take_part(self, visit_s: float) -> None:
-        """One visit: as many calls as fit into `visit_s`, at least three of a quick target and one of a slow one."""
-        assert self.contender is not None
-        typical_s = statistics.median(self.times_s) if self.times_s else None
-        if typical_s is None:
-            self.contender.visit(2, visit_s)  # the very first calls allocate and compile
-            typical_s = self.contender.visit(1, visit_s)[0]
-        if typical_s < visit_s:
-            self.contender.visit(1 + int(0.1 * visit_s / typical_s), visit_s)
-        calls = max(3 if typical_s < 5 * visit_s else 1, math.ceil(visit_s / typical_s))
-        times_s = self.contender.visit(calls, 10 * max(visit_s, typical_s))
-        self.times_s += times_s
-        self.medians_s.append(statistics.median(times_s))
+def _wanted_tolerance(load: Mapping[str, Any]) -> Tolerance:
+    asked = load.get("tolerance")
+    if asked is None or isinstance(asked, Tolerance):
+        return asked or Tolerance()
+    return Tolerance(range_fraction=float(asked), sqnr_db=float("inf"))
 
 
 class _Copy:
@@ -264,115 +202,85 @@ class _Busy:
         return [each_s]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Setting:
-    """What every contender runs, and where."""
+    """What every contender runs, where, and by what it is judged."""
 
-    source: Source
+    file: ModelFile
     machine: Machine
-    request: Mapping[str, Data]
+    plan: Plan
+    tolerance: Tolerance
     stack: ExitStack
     """Ends the processes."""
+    request: dict[str, Data] = field(default_factory=dict)
+    answer: dict[str, Data] = field(default_factory=dict)
+    """Of the plan, which was checked when it was made."""
+
+    @property
+    def source(self) -> Source:
+        graph = self.file.graph
+        return Source(self.file.path, self.file.format, graph.inputs, graph.outputs, self.file.precision)
+
+    def judge(self, target: Target, answer: Mapping[str, Data]) -> str:
+        """Why an answer is too far from the plan's; '' when it is not."""
+        errors = compare(self.answer, answer, output_steps(self.file.graph))
+        dtypes = {value.name: value.dtype for value in self.file.graph.outputs}
+        return judge(errors, self.tolerance, self.file.precision, target.precision, dtypes)
 
 
-def _entries(model: Model, setting: _Setting, tell: Progress) -> list[Entry]:
+def _entries(model: Model, setting: _Setting, targets: Sequence[str] | None, tell: Progress) -> list[Entry]:
     """Everything that takes part, prepared; what does not prepare is in, with the reason."""
-    plan, request = model.plan, setting.request
+    plan, request = setting.plan, setting.request
+    setting.answer = dict(model.run(request))
+    edgert = _Busy(model, request) if plan.objective == "throughput" else _OneByOne(model, request)
+    entries = [Entry("edgert", "edgert", edgert)]
     chosen = plan.targets[0] if len(plan.segments) == 1 and plan.objective == "latency" else None
-    entries = [Entry("edgert", "edgert", _OneByOne(model, request))]
-    if plan.objective == "throughput":
-        entries[0].contender = _Busy(model, request)
-    rows = [*plan.candidates]
-    if chosen is not None and all(row.target != chosen for row in rows):
-        rows.insert(0, Row(chosen, "ok"))  # a plan may come without its candidates
-    for index, row in enumerate(rows):
-        tell(f"preparing {row.target}", 0.1 * index / len(rows))
-        role: Role = "chosen" if row.target == chosen else "candidate"
-        entry = Entry(str(row.target), role, None, row.outcome, row.reason)
-        if row.outcome in _WANTED:
-            _prepare(entry, row.target, setting)
+    allowed = candidates(setting.source, setting.machine, plan.precision, targets).targets
+    known = {row.target: row for row in plan.candidates}
+    for index, target in enumerate(dict.fromkeys([*plan.targets, *allowed])):
+        tell(f"preparing {target}", index / (1 + len(allowed)))
+        row = known.get(target, Row(target, "untried"))
+        entry = Entry(str(target), "chosen" if target == chosen else "candidate", None, row.outcome, row.reason)
+        if row.outcome not in _OUT:
+            _prepare(entry, row, setting)
         entries.append(entry)
-    if setting.source.format == "onnx":
+    if setting.file.format == "onnx":
         entries.append(_baseline(setting))
     return entries
 
 
-def _prepare(entry: Entry, target: Target, setting: _Setting) -> None:
-    remote = Remote(f"bench of {target}")
+def _prepare(entry: Entry, row: Row, setting: _Setting) -> None:
+    remote = Remote(f"bench of {row.target}")
     setting.stack.callback(remote.close)
     try:
-        device = setting.machine.device(target.device)
-        runnable = remote.prepare(setting.source, target, device, timeout_s=PREPARE_LIMIT_S)
+        device = setting.machine.device(row.target.device)
+        runnable = remote.prepare(setting.source, row.target, device, timeout_s=PREPARE_LIMIT_S)
         remote.hold("bench", setting.request)
-        entry.contender = _Copy(runnable)
-        entry.contender.visit(1, CALL_LIMIT_S)
-        entry.prepare_s, entry.memory_bytes, entry.outcome = runnable.prepare_s, resident_bytes(remote.pid), "ok"
+        answer, _ = runnable.run_held("bench", timeout_s=CALL_LIMIT_S)
+        wrong = setting.judge(row.target, answer) if row.outcome == "untried" else ""
     except EdgertError as error:
         remote.close()
-        entry.contender, entry.outcome, entry.reason = None, "refused", error.message
+        entry.outcome, entry.reason = "refused", error.message
+        return
+    if wrong:
+        remote.close()
+        entry.outcome, entry.reason = "wrong", wrong
+        return
+    entry.contender, entry.outcome, entry.reason = _Copy(runnable), "ok", ""
+    entry.prepare_s, entry.memory_bytes = runnable.prepare_s, resident_bytes(remote.pid)
 
 
 def _baseline(setting: _Setting) -> Entry:
     entry = Entry("onnxruntime, plain", "baseline")
     child = setting.stack.enter_context(Child("edgert.devices.plain:Plain", name="plain onnxruntime"))
     try:
-        body, _ = child.call("open", {"path": str(setting.source.path)}, timeout_s=PREPARE_LIMIT_S)
+        body, _ = child.call("open", {"path": str(setting.file.path)}, timeout_s=PREPARE_LIMIT_S)
         entry.contender, entry.prepare_s = _Plain(child, setting.request), body["prepare_s"]
         entry.contender.visit(1, CALL_LIMIT_S)
         entry.memory_bytes = resident_bytes(child.pid)
     except EdgertError as error:
         entry.contender, entry.outcome, entry.reason = None, "refused", error.message
     return entry
-
-
-def race(entries: Sequence[Entry], seconds: float, rng: random.Random, tell: Progress = _silent) -> Race:
-    """Heats, which find the rival, and the final."""
-    ready = [entry for entry in entries if entry.contender is not None]
-    start_s = time.perf_counter()
-    heats, running = 0, ready
-    while heats < LEAST_HEATS or time.perf_counter() - start_s < HEATS * seconds:
-        tell(f"heat {heats + 1}", HEATS * min(1.0, heats / LEAST_HEATS))
-        play_round(running, rng)
-        heats += 1
-        fastest_s = min(statistics.median(entry.medians_s) for entry in running if entry.medians_s)
-        running = [entry for entry in running if entry.role != "candidate" or _keeps_up(entry, fastest_s)]
-    rivals = [entry for entry in running if entry.role == "candidate" and entry.contender is not None]
-    rival = min(rivals, key=lambda entry: statistics.median(entry.medians_s), default=None)
-    finalists = [entry for entry in running if entry.role != "candidate" or entry is rival]
-    before = {entry.name: len(entry.medians_s) for entry in finalists}
-    rounds = 0
-    while rounds < LEAST_FINALS or time.perf_counter() - start_s < seconds:
-        spent = (time.perf_counter() - start_s) / seconds if seconds else 1.0
-        tell(f"final round {rounds + 1}", min(spent, rounds / LEAST_FINALS, 1.0))
-        play_round(finalists, rng)
-        rounds += 1
-    finals = {entry.name: entry.medians_s[before[entry.name] :] for entry in finalists}
-    return Race(rival, finals, time.perf_counter() - start_s)
-
-
-def _keeps_up(entry: Entry, fastest_s: float) -> bool:
-    return entry.contender is not None and statistics.median(entry.medians_s) <= TOO_SLOW * fastest_s
-
-
-def play_round(entries: Sequence[Entry], rng: random.Random, visit_s: float = VISIT_S) -> None:
-    """Visit everyone once, in random order; who fails is out, with the reason."""
-    for entry in rng.sample(list(entries), len(entries)):
-        if entry.contender is None:
-            continue
-        try:
-            entry.take_part(visit_s)
-        except EdgertError as error:
-            entry.contender, entry.outcome, entry.reason = None, "crashed", error.message
-
-
-@dataclass(frozen=True, slots=True)
-class Race:
-    """What a race found."""
-
-    rival: Entry | None
-    finals: Mapping[str, Sequence[float]]
-    """Round medians of the finalists, by name."""
-    seconds: float
 
 
 def _report(path: Path, plan: Plan, entries: Sequence[Entry], outcome: Race) -> Report:
@@ -422,51 +330,6 @@ def _measured(entry: Entry, over_chosen: Interval | None) -> Measured:
         prepare_s=entry.prepare_s,
         over_chosen=over_chosen,
     )
-
-
-def paired_ratio(first_s: Sequence[float], second_s: Sequence[float]) -> Interval:
-    """The ratio first / second, round by round: exp of the mean log ratio, with Student's 95% interval of that mean.
-
-    Args:
-        first_s: median of each round, in seconds.
-        second_s: the same rounds of the other; as many, at least 3.
-    """
-    logs = [math.log(first / second) for first, second in zip(first_s, second_s, strict=True)]
-    mean = statistics.fmean(logs)
-    half = student_975(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(logs))
-
-
-def inverse(interval: Interval) -> Interval:
-    """The same comparison the other way round."""
-    return Interval(1 / interval.ratio, 1 / interval.high, 1 / interval.low, interval.rounds)
-
-
-def student_975(freedom: int) -> float:
-    """The 0.975 quantile of Student's t: within 0.5% for 4 and more degrees of freedom, exact for 1 to 3.
-
-    Expansion in 1 / freedom: Abramowitz & Stegun 26.7.5.
-    """
-    if freedom <= 3:
-        return (12.7062, 4.3027, 3.1824)[freedom - 1]
-    z, n = 1.959964, float(freedom)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / n ** (power + 1) for power, term in enumerate(terms))
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that `share` of the ordered values do not exceed."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
-
-
-def geomean(numbers: Sequence[float]) -> float:
-    """The geometric mean of positive numbers."""
-    return math.exp(statistics.fmean(math.log(number) for number in numbers))
 
 
 def overall(reports: Sequence[Report]) -> dict[str, Any]:

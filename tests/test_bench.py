@@ -10,19 +10,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgert.bench import (
+from edgert.bench import overall
+from edgert.errors import RunFailed
+from edgert.race import (
     Entry,
     Interval,
     geomean,
     inverse,
-    overall,
     paired_ratio,
     play_round,
     quantile,
     race,
     student_975,
 )
-from edgert.errors import RunFailed
 
 
 class Known:

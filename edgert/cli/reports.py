@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.markup import escape
 
-from edgert.bench import ENOUGH, Interval, Measured, Report, overall
+from edgert.bench import ENOUGH, Measured, Report, overall
 from edgert.cli.units import size_text, three_digits, time_text
 from edgert.cli.views import table
+from edgert.race import Interval
 
 _STYLES = {"edgert": "bold cyan", "chosen": "bold green", "candidate": "", "baseline": "magenta"}
 _MARKS = {"edgert": "", "chosen": "→", "candidate": "", "baseline": ""}

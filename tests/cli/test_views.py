@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from edgert.bench import Interval, Measured, Report
+from edgert.bench import Measured, Report
 from edgert.cli import answers, console
 from edgert.cli.classes import best_classes, read_labels
 from edgert.cli.reports import overall_view, report_view
@@ -20,6 +20,7 @@ from edgert.graph import Quantization, Value
 from edgert.machine import BackendInfo, Device, Machine, Reach
 from edgert.plan import Receipt
 from edgert.profile import OutputError, Row, Target, Timing
+from edgert.race import Interval
 
 TARGET = Target.parse("onnxruntime@cpu:0/f32/2t")
 RECEIPT = Receipt("0123456789ab", (TARGET,), False, True, 0.00123)
@@ -172,9 +173,7 @@ def test_a_benchmark_shows_everybody_and_a_verdict(report, width):
 
 
 def test_a_choice_that_lost_is_said_to_be_lost(report):
-    lost = Report(
-        **{name: getattr(report, name) for name in report.__slots__} | {"over_rival": Interval(1.1, 1.05, 1.15, 9)}
-    )
+    lost = dataclasses.replace(report, over_rival=Interval(1.1, 1.05, 1.15, 9))
     assert "does not hold" in rendered(report_view(lost))
     assert "holds for 1 of 2" in rendered(overall_view([report, lost]))
 
