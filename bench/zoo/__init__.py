@@ -24,7 +24,7 @@ from edgert.errors import OptionError
 
 __all__ = ["NAMES", "PRECISIONS", "TFLITE_NAMES", "build", "default_folder"]
 
-VERSION = 1
+VERSION = 2
 """Part of every file name: raised whenever a builder changes."""
 Format: TypeAlias = Literal["onnx", "tflite"]
 

@@ -89,7 +89,7 @@ def _inverted(build: Builder, x: str, channels: tuple[int, int], expand: int, st
     y = build.conv(x, (inside, wide), 1, act="relu6") if expand > 1 else x
     y = build.conv(y, (wide, wide), 3, stride=stride, group=wide, act="relu6")
     joins = stride == 1 and inside == out
-    y = build.conv(y, (wide, out), 1, act="", gain=0.7 if joins else 1.4)
+    y = build.conv(y, (wide, out), 1, act="", gain=0.3 if joins else 1.4)
     return build.node("Add", x, y) if joins else y
 
 
