@@ -1,8 +1,8 @@
 """GPUs: what the bus and the kernel show, named by the tools and drivers that know more.
 
-Three views are joined: PCI and the platform's device nodes (what is there), nvidia-smi and Vulkan (what works, with names
-and memory), and Vulkan's software devices. A GPU that only the first view shows is listed all the same, with what it lacks
-in `attributes["lacks"]`.
+Three views are joined: PCI and the platform's device nodes (what is there), nvidia-smi and Vulkan (what works, with
+names and memory), and Vulkan's software devices. A GPU that only the first view shows is listed all the same, with what
+it lacks in `attributes["lacks"]`.
 """
 
 from __future__ import annotations

@@ -32,6 +32,11 @@ class Npu:
     remedy: str = ""
     """What helps when no backend reaches it."""
 
+    @property
+    def lacks(self) -> str:
+        known = f"{' or '.join(self.backends)} would drive it" if self.backends else "no backend drives it"
+        return f"{known}: {self.remedy}"
+
 
 NPUS: tuple[Npu, ...] = (
     Npu("Intel NPU", ("dev/accel/accel*",), ("intel_vpu",), backends=("openvino",),
@@ -60,8 +65,8 @@ QNN_PACKAGE, QNN_LIBRARY = "onnxruntime_qnn", "libQnnHtp.so"
 class _Found:
     name: str
     driver: str = ""
-    software: bool = False
     attributes: dict[str, str] = field(default_factory=dict)
+    software: bool = False
 
 
 def discover(root: Path = Path("/"), *, emulated: bool = True) -> tuple[Device, ...]:
@@ -80,15 +85,6 @@ def discover(root: Path = Path("/"), *, emulated: bool = True) -> tuple[Device, 
     )
 
 
-def missing_backend(device: Device) -> str:
-    """Why no backend reaches an NPU, with what would help."""
-    row = next((npu for npu in NPUS if device.name.startswith(npu.name)), None)
-    if row is None:
-        return "no backend knows it"
-    known = f"{' or '.join(row.backends)} would drive it" if row.backends else "no backend drives it"
-    return f"{known}; {row.remedy}"
-
-
 def _real(root: Path) -> Iterator[_Found]:
     named = set()
     usb = list(_usb(root))
@@ -99,10 +95,10 @@ def _real(root: Path) -> Iterator[_Found]:
             driver = _driver(root, node)
             if not npu.drivers or driver in npu.drivers:
                 named.add(npu.name)
-                yield _Found(npu.name, driver, attributes={"node": f"/{node.relative_to(root)}"})
+                yield _Found(npu.name, driver, {"node": f"/{node.relative_to(root)}", "lacks": npu.lacks})
         for address, numbers in usb:
             if numbers in npu.usb:
-                yield _Found(f"{npu.name} (USB)", "usb", attributes={"usb": address})
+                yield _Found(f"{npu.name} (USB)", "usb", {"usb": address, "lacks": npu.lacks})
 
 
 def _nodes(root: Path, npu: Npu) -> list[Path]:

@@ -1,37 +1,76 @@
-"""What this box has: `glance` in milliseconds, `probe` after having tried everything."""
+"""What this box has: `glance` in milliseconds, `probe` after having tried everything.
+
+`probe` finds the devices, asks each backend in a child process which of them it drives, runs the conformance network on
+each of those ways, measures what is left standing, and remembers it all until a device, a driver or a version changes.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgert.devices import cpu
-from edgert.machine import BackendInfo, Machine, Reach
+from edgert import devices, store
+from edgert.devices import cpu, gpu, npu
+from edgert.errors import CacheUnwritable, ChildError, EdgertError, MissingPackage, OptionError
+from edgert.machine import BackendInfo, Device, Machine, Reach
 
-log = logging.getLogger("edgert.probe")
+if TYPE_CHECKING:  # the child's machinery is needed only when something is really tried
+    from edgert.devices.remote import Remote
 
-GROUP = "edgert.backends"
-"""Entry point group through which other packages add backends."""
+log = logging.getLogger(__name__)
 
-PACKAGES: Mapping[str, tuple[str, ...]] = {  # backend -> distributions that provide its library, any of them
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
-    "openvino": ("openvino",),
-    "litert": ("ai-edge-litert", "tflite-runtime"),
-    "reference": ("onnx",),
-}
-
-REMEDIES: Mapping[str, str] = {
-    "onnxruntime": 'pip install "edgert[onnx]"',
-    "openvino": 'pip install "edgert[openvino]"',
-    "litert": 'pip install "edgert[tflite]"',
-    "reference": 'pip install "edgert[onnx]"',
-}
+Progress = Callable[[str, float], None]
+"""Told what is going on and which share is done."""
 
 PLUGINS: tuple[str, ...] = ("onnxruntime-ep-webgpu", "onnxruntime-qnn")
-"""Distributions that give a backend further devices."""
+"""Distributions that give a backend further devices: their versions are part of the cache's key."""
+SIMULATED = "simulated"
+"""The backend that no discovery finds a device for."""
+RULES = 1
+"""Raised when what `probe` does changes, so that nothing older is read from a cache."""
+ASK_LIMIT_S = 60.0
+"""For a backend to say what it drives; importing one on a cold, small board takes tens of seconds."""
+WORKERS = 4
+
+
+def probe(*, refresh: bool = False, cache_dir: Path | None = None, progress: Progress | None = None) -> Machine:
+    """The devices, the backends, which of them count right together, and how fast the devices are.
+
+    Seconds the first time, and well under one from the cache, which knows it by a key over everything that can be read
+    cheaply and would change the answer: devices, drivers, versions, the variables that hide devices.
+
+    Args:
+        refresh: look again, whatever the cache says.
+        cache_dir: else EDGERT_CACHE, else the platform's cache folder.
+        progress: told what is going on.
+
+    Raises:
+        CacheUnwritable: a cache folder was asked for and cannot be written.
+    """
+    folder = store.folder(cache_dir)
+    seen = glance()
+    path = _entry(folder, seen)
+    known = None if refresh else _cached(path)
+    if known is not None:
+        return known
+    machine = _look(seen, progress or (lambda _message, _share: None))
+    _keep(path, machine, must=cache_dir is not None)
+    return machine
+
+
+def known_or_glance(cache_dir: Path | None = None) -> Machine:
+    """What an earlier `probe` found, if nothing changed since, else `glance`: milliseconds either way."""
+    seen = glance()
+    return _cached(_entry(cache_dir, seen)) or seen
 
 
 def glance(root: Path = Path("/")) -> Machine:
@@ -39,34 +78,166 @@ def glance(root: Path = Path("/")) -> Machine:
 
     GPUs and NPUs are left to `probe`. `root` is where /proc and /sys are read.
     """
-    devices = cpu.discover(root)
-    backends = tuple(installed(name) for name in (*PACKAGES, *_others()))
+    clusters = cpu.discover(root)
+    infos = tuple(installed(name) for name in devices.names())
+    ours = [info.name for info in infos if info.usable and info.name in devices.BACKENDS and info.name != SIMULATED]
     return Machine(
         architecture=platform.machine(),
-        devices=devices,
-        backends=backends,
-        reaches=tuple(Reach(info.name, device.id) for info in backends if info.usable for device in devices),
+        devices=clusters,
+        backends=infos,
+        reaches=tuple(Reach(name, device.id) for name in ours for device in clusters),
         system=_system(root),
     )
 
 
 def installed(name: str) -> BackendInfo:
-    """A backend by what the package metadata says of it, without importing it."""
-    distributions = PACKAGES.get(name) or _others().get(name, ())
-    for distribution in distributions:
-        if version := _version(distribution):
-            return BackendInfo(name, version)
-    wanted = " or ".join(distributions) or name
-    return BackendInfo(name, reason=f"{wanted} is not installed", remedy=REMEDIES.get(name, f"pip install {wanted}"))
+    """A backend by what the packages' metadata say, without importing its library."""
+    if name not in devices.BACKENDS:  # another's package is not even imported: that is left to a child
+        return BackendInfo(name, _foreign_version(name))
+    try:
+        return BackendInfo(name, devices.backend(name).version())
+    except MissingPackage as error:
+        return BackendInfo(name, reason=error.message, remedy=error.remedy)
 
 
-def _others() -> dict[str, tuple[str, ...]]:
-    """Backends of other packages, with the distribution that brings each."""
-    return {
-        point.name: (point.dist.name,) if point.dist else ()
-        for point in metadata.entry_points(group=GROUP)
-        if point.name not in PACKAGES
+def _foreign_version(name: str) -> str:
+    for point in metadata.entry_points(group=devices.ENTRY_POINTS, name=name):
+        if point.dist is not None:
+            return point.dist.version
+    return ""
+
+
+def _look(seen: Machine, say: Progress) -> Machine:
+    """Everything that takes time: find, ask, check, measure."""
+    from edgert.devices import peaks
+
+    say("looking for devices", 0.0)
+    found = (*seen.devices, *gpu.discover(), *npu.discover())
+    infos, reaches = examine(found, [info for info in seen.backends if info.name != SIMULATED], say)
+    others = tuple(info for info in seen.backends if info.name == SIMULATED)
+    done = []
+    for number, device in enumerate(found):
+        say(f"measuring {device.id}", 0.8 + 0.2 * number / len(found))
+        done.append(peaks.measured(device, reaches))
+    say("done", 1.0)
+    reaches = (*reaches, *nobody(found, reaches))
+    return replace(seen, devices=tuple(done), backends=(*infos, *others), reaches=reaches)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    info: BackendInfo
+    reaches: tuple[Reach, ...] = ()
+
+
+def examine(
+    found: Sequence[Device], infos: Iterable[BackendInfo], say: Progress, limit_s: float = ASK_LIMIT_S
+) -> tuple[tuple[BackendInfo, ...], tuple[Reach, ...]]:
+    """Ask each backend what it drives, and check the answers; each in a child of its own, several at once.
+
+    Returns the backends with what came of asking them, and the reaches with their health, both in order.
+    """
+    from edgert.devices import conformance
+    from edgert.devices.remote import Remote
+
+    by_id = {device.id: device for device in found}
+    with ExitStack() as stack, ThreadPoolExecutor(WORKERS) as pool:
+        remotes: dict[str, Remote] = {}
+
+        def hire(name: str) -> Remote:
+            remote = Remote(name)
+            stack.callback(remote.close)
+            return remote
+
+        infos = list(infos)
+        for info in infos:
+            if info.usable:
+                remotes[info.name] = hire(f"probing {info.name}")
+        asked = list(pool.map(lambda info: _ask(remotes.get(info.name), info, found, limit_s), infos))
+        say("checking the numbers of each device", 0.2)
+        checks: list[Future[Reach]] = []
+        for reach in (reach for answer in asked for reach in answer.reaches):
+            device = by_id[reach.device]
+            # The CPU's kernels share a child; a driver has one to itself, for it may take the child down.
+            plain = device.kind == "cpu" and not reach.variant
+            remote = remotes[reach.backend] if plain else hire(f"probing {reach.backend} on {device.id}")
+            checks.append(pool.submit(conformance.check, remote, reach, device, limit_s))
+        for number, future in enumerate(as_completed(checks), 1):
+            reach = future.result()
+            say(f"{reach.backend} on {reach.device}: {reach.health}", 0.2 + 0.6 * number / len(checks))
+        return tuple(answer.info for answer in asked), tuple(check.result() for check in checks)
+
+
+def _ask(remote: Remote | None, info: BackendInfo, found: Sequence[Device], limit_s: float) -> _Asked:
+    """What a backend drives. The CPU is asked for apart: a driver that crashes the library costs only itself."""
+    if remote is None:
+        return _Asked(info)
+    clusters = [device for device in found if device.kind == "cpu"]
+    others = [device for device in found if device.kind != "cpu"]
+    try:
+        version, reaches = remote.reaches(info.name, clusters, timeout_s=limit_s)
+    except MissingPackage as error:
+        return _Asked(replace(info, version="", reason=error.message, remedy=error.remedy))
+    except EdgertError as error:
+        log.warning("backend %s is not usable: %s", info.name, error)
+        remedy = error.remedy or f"pip install --force-reinstall the packages of {info.name}"
+        return _Asked(replace(info, version="", reason=error.message, remedy=remedy))
+    if others:
+        try:
+            reaches += remote.reaches(info.name, others, timeout_s=limit_s)[1]
+        except ChildError as error:
+            log.warning("backend %s died of looking at %s: %s", info.name, ", ".join(d.id for d in others), error)
+            reaches += tuple(Reach(info.name, device.id, "", "failed", error.message) for device in others)
+    return _Asked(replace(info, version=version), reaches)
+
+
+def nobody(found: Iterable[Device], reaches: Iterable[Reach]) -> Iterable[Reach]:
+    """For each device that no backend says a word about, a row that gives the reason; its backend is 'none'."""
+    mentioned = {reach.device for reach in reaches}
+    for device in found:
+        if device.id not in mentioned:
+            reason = device.attributes.get("lacks") or "no backend that is installed drives it"
+            yield Reach("none", device.id, "", "failed", reason)
+
+
+def _entry(folder: Path | None, seen: Machine) -> Path | None:
+    """Where what `probe` finds on this box, in this Python, is remembered; None without a cache."""
+    if folder is None:
+        return None
+    facts = {
+        "rules": RULES,
+        "edgert": metadata.version("edgert"),
+        "machine": [seen.fingerprint, seen.architecture, seen.system],
+        "backends": [(info.name, info.version, info.reason) for info in seen.backends],
+        "plugins": [_version(name) for name in PLUGINS],
+        "gpus": gpu.facts(),
+        "npus": [(device.name, device.driver, dict(device.attributes)) for device in npu.discover()],
     }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return folder / "machines" / f"{digest}.json"
+
+
+def _cached(path: Path | None) -> Machine | None:
+    content = store.read_or_drop(path) if path is not None else None
+    if content is None:
+        return None
+    try:
+        return Machine.from_json(content)
+    except OptionError as error:
+        log.warning("cache entry %s is of no use (%s): probing again", path, error.message)
+        return None
+
+
+def _keep(path: Path | None, machine: Machine, *, must: bool) -> None:
+    """Remember the machine; that it cannot be is an error only when the caller named the folder."""
+    if path is None:
+        return
+    try:
+        store.write_json(path, machine.to_json())
+    except CacheUnwritable as error:
+        if must:
+            raise
+        log.warning("%s The next probe starts anew.", error.message)
 
 
 def _version(distribution: str) -> str:

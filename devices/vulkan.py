@@ -1,7 +1,7 @@
 """The GPUs that Vulkan shows, asked in a process of its own: a driver may crash or hang while it is merely listed.
 
-`listed` runs this module as a program. The calls and structures are those of the Vulkan specification, reached through the
-loader (libvulkan) with ctypes, so that no tool need be installed.
+`listed` runs this module as a program. The calls and structures are those of the Vulkan specification, reached through
+the loader (libvulkan) with ctypes, so that no tool need be installed.
 """
 
 from __future__ import annotations
