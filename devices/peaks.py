@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from edgert.errors import EdgertError, WrongNumbers
 from edgert.graph import Value
 from edgert.machine import Device, Reach
 from edgert.profile import Precision, Target
-from edgert.tensor import DType
+from edgert.tensor import Array, DType
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ LIMIT_S = 20.0
 """For one answer of the child."""
 NAMES: Mapping[Precision, DType] = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8"}
 
-_COPY_BYTES = 256 << 20
+_COPY_BYTES = 32 << 20
+"""A thread's source; as much again is its sink. More than its share of any last-level cache."""
 _MAX_THREADS = 16
 _ROUNDS = 6
 
@@ -52,8 +54,8 @@ def measured(device: Device, reaches: Sequence[Reach], budget_s: float = BUDGET_
     mine = [reach for reach in reaches if reach.device == device.id and reach.health == "ok"]
     if device.software or not mine:
         return device
-    deadline_s = time.monotonic() + budget_s
     bandwidth = copy_bandwidth(device) if device.kind == "cpu" else None
+    deadline_s = time.monotonic() + budget_s
     remote = Remote(f"measuring {device.id}")
     peak: dict[str, float] = {}
     try:
@@ -73,23 +75,30 @@ def measured(device: Device, reaches: Sequence[Reach], budget_s: float = BUDGET_
 def copy_bandwidth(device: Device) -> float:
     """Bytes read plus bytes written per second while every core of a CPU's cluster copies; the best of six rounds.
 
-    256 MiB in all, or a 32nd of the memory, so that a small board is not brought to swap.
+    At most a 32nd of the memory is touched, so that a small board is not brought to swap.
     """
     cores = device.cores[: min(_MAX_THREADS, int(device.attributes.get("physical_cores", len(device.cores))))]
-    size = min(_COPY_BYTES, (device.memory_bytes or _COPY_BYTES * 32) // 32) // max(1, len(cores))
-    sources = [np.ones(size, np.uint8) for _ in cores]
-    sinks = [np.zeros(size, np.uint8) + 1 for _ in cores]  # + 1 so that its pages are really there
-    best_s = float("inf")
+    spare_bytes = device.memory_bytes // 32 or _COPY_BYTES
+    size = min(_COPY_BYTES, spare_bytes // (2 * len(cores)))
+    buffers: list[tuple[Array, Array]] = []
 
-    def copy(index: int) -> None:
+    def prepare(index: int) -> tuple[Array, Array]:
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {cores[index]})  # of this thread alone
-        np.copyto(sinks[index], sources[index])  # without the interpreter lock
+        return np.full(size, 1, np.uint8), np.full(size, 2, np.uint8)  # written, so that their pages are really there
 
-    with ThreadPoolExecutor(len(cores)) as pool:
+    def copy(index: int) -> None:
+        np.copyto(buffers[index][1], buffers[index][0])  # without the interpreter lock
+
+    with ExitStack() as stack:
+        # One pool a core: a shared one would let a thread take two turns.
+        pools = [stack.enter_context(ThreadPoolExecutor(1)) for _ in cores]
+        buffers += [future.result() for future in [pool.submit(prepare, index) for index, pool in enumerate(pools)]]
+        best_s = float("inf")
         for _ in range(_ROUNDS):
             started_s = time.perf_counter()
-            list(pool.map(copy, range(len(cores))))
+            for future in [pool.submit(copy, index) for index, pool in enumerate(pools)]:
+                future.result()
             best_s = min(best_s, time.perf_counter() - started_s)
     return 2 * size * len(cores) / best_s
 
