@@ -1,0 +1,256 @@
+"""Backends of another package, most of them bad: each computes y = 2 x + 1 and misbehaves in its own way.
+
+`BY_NAME` becomes the entry points `edgert.backends`. `FAIL` and `DIE_IN_RUN` make `fickle` fail where they are set:
+in the process of the test, and not in the children, which import a copy of their own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from edgert.errors import PrepareRefused, RunFailed
+from edgert.machine import Reach
+from edgert.profile import Target
+
+FAIL = threading.Event()
+"""Set: every run of `fickle` in this process raises RunFailed."""
+
+
+class Right:
+    """Fast and right: plain numpy."""
+
+    name = "right"
+    reentrant = True
+    threads = (0,)
+
+    def version(self):
+        return "1.0"
+
+    def reaches(self, devices):
+        return tuple(Reach(self.name, device.id) for device in devices)
+
+    def targets(self, source, device, variant, threads):
+        return tuple(Target(self.name, device.id, "f32", count) for count in self.threads)
+
+    def prepare(self, source, target, device, cache=None):
+        return Line(self, target)
+
+    def run(self, x):
+        return 2 * x + 1
+
+
+class Line:
+    """The one model that these backends know."""
+
+    def __init__(self, backend, target):
+        self.ran_on = {target.device: 2}
+        self.backend, self.target = backend, target
+        self.runs = 0
+
+    def run(self, inputs):
+        self.runs += 1
+        if self.target.threads > 1:
+            return {"y": self.backend.run_late(inputs["x"], self.runs)}
+        return {"y": self.backend.run(inputs["x"])}
+
+    def close(self):
+        self.backend = None
+
+
+class CrashesInPrepare(Right):
+    name = "crashes_in_prepare"
+
+    def prepare(self, source, target, device, cache=None):
+        os.write(2, b"foreign: assertion failed: tensor != nullptr\n")
+        ctypes.string_at(0)
+
+
+class HangsInPrepare(Right):
+    """Holds the interpreter lock for ever, as a library written in C may."""
+
+    name = "hangs_in_prepare"
+
+    def prepare(self, source, target, device, cache=None):
+        ctypes.PyDLL(None).pause()
+
+
+class DiesInRace(Right):
+    """Survives the trial, and then crashes."""
+
+    name = "dies_in_race"
+
+    def prepare(self, source, target, device, cache=None):
+        self.calls = 0
+        return super().prepare(source, target, device, cache)
+
+    def run(self, x):
+        self.calls += 1
+        if self.calls > 8:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return 2 * x + 1
+
+
+class HalfDies(Right):
+    """Its one-thread target is right; the one of two threads ends the process that both live in, in the race."""
+
+    name = "half_dies"
+    threads = (1, 2)
+
+    def run_late(self, x, runs):
+        if runs > 8:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return 2 * x + 1
+
+
+class Nan(Right):
+    name = "nan"
+
+    def run(self, x):
+        return np.full_like(x, np.nan)
+
+
+class OffByOnePercent(Right):
+    name = "off_by_one_percent"
+
+    def run(self, x):
+        return (2 * x + 1) * np.float32(1.01)
+
+
+class WrongShape(Right):
+    name = "wrong_shape"
+
+    def run(self, x):
+        return (2 * x + 1).reshape(-1)
+
+
+class WrongDtype(Right):
+    name = "wrong_dtype"
+
+    def run(self, x):
+        return (2 * x + 1).astype(np.float64)
+
+
+class NoOutput(Right):
+    name = "no_output"
+
+    def prepare(self, source, target, device, cache=None):
+        made = super().prepare(source, target, device, cache)
+        made.run = lambda inputs: {}
+        return made
+
+
+class WantsTooMuch(Right):
+    name = "wants_too_much"
+
+    def prepare(self, source, target, device, cache=None):
+        np.empty(1 << 50, np.uint8)
+
+
+class KilledForMemory(Right):
+    """What the kernel does to a process that eats all memory."""
+
+    name = "killed_for_memory"
+
+    def prepare(self, source, target, device, cache=None):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Slow(Right):
+    name = "slow"
+
+    def run(self, x):
+        time.sleep(0.02)
+        return 2 * x + 1
+
+
+class Refuses(Right):
+    name = "refuses"
+
+    def prepare(self, source, target, device, cache=None):
+        raise PrepareRefused("foreign: Mul is not known.", target=str(target))
+
+
+class Throws(Right):
+    """Raises what no backend should."""
+
+    name = "throws"
+
+    def prepare(self, source, target, device, cache=None):
+        raise ZeroDivisionError("oops")
+
+
+class Fickle(Right):
+    """Right, until `FAIL` is set in its process."""
+
+    name = "fickle"
+
+    def run(self, x):
+        if FAIL.is_set():
+            raise RunFailed("foreign: the device fell off the bus.")
+        return 2 * x + 1
+
+
+class Picky(Right):
+    """Runs up to four rows; so does `fussy`."""
+
+    name = "picky"
+
+    def run(self, x):
+        if len(x) > 4:
+            raise RunFailed(f"foreign: {len(x)} rows are too many.")
+        return 2 * x + 1
+
+
+class Fussy(Picky):
+    name = "fussy"
+
+
+class DiesOnDemand(Right):
+    """Ends its process during a run whose first number is 666, and hangs for ever at 999."""
+
+    name = "dies_on_demand"
+
+    def run(self, x):
+        if x.flat[0] == 666:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if x.flat[0] == 999:
+            ctypes.PyDLL(None).pause()
+        return 2 * x + 1
+
+
+class Marks(Right):
+    """Leaves a file beside the model for every preparation, so that a test can count them."""
+
+    name = "marks"
+
+    def prepare(self, source, target, device, cache=None):
+        folder = Path(source.path).parent
+        (folder / f"prepared.{os.getpid()}.{time.monotonic_ns()}").touch()
+        return super().prepare(source, target, device, cache)
+
+
+class Waits(Right):
+    """Prepares only when a file `go` lies beside the model."""
+
+    name = "waits"
+
+    def prepare(self, source, target, device, cache=None):
+        while not (Path(source.path).parent / "go").exists():
+            time.sleep(0.01)
+        return super().prepare(source, target, device, cache)
+
+
+BY_NAME = {
+    kind.name: kind
+    for kind in (
+        Right, CrashesInPrepare, HangsInPrepare, DiesInRace, HalfDies, Nan, OffByOnePercent, WrongShape, WrongDtype,
+        NoOutput, WantsTooMuch, KilledForMemory, Slow, Refuses, Throws, Fickle, Picky, Fussy, DiesOnDemand, Marks, Waits,
+    )
+}  # fmt: skip
