@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from edgert.devices.backend import Runnable, Source
+from edgert.devices.reference_ops import NEWEST, corrected
 from edgert.devices.words import failed, installed, refused, unusable
 from edgert.errors import MissingPackage, UnknownTarget
 from edgert.machine import Device, Reach
@@ -44,7 +45,7 @@ class Backend:
         if target.precision != source.precision:
             raise refused(target, f"the evaluator computes at the model's own precision, {source.precision}")
         try:
-            made = evaluator(str(source.path))
+            made = _made(evaluator, source.path)
         except Exception as error:  # it raises what its ops' Python raises
             raise refused(target, error) from error
         return Prepared(made, source, target, device)
@@ -75,6 +76,18 @@ class Prepared:
 
     def close(self) -> None:
         self._evaluator = None
+
+
+def _made(evaluator: Any, path: Path) -> Any:
+    import onnx
+
+    model = onnx.load(str(path))
+    opsets = {each.version for part in (model, *model.functions) for each in part.opset_import if not each.domain}
+    fixes = [corrected(opset) for opset in opsets or {NEWEST - 1}]
+    if len({len(each) for each in fixes}) > 1:
+        # The evaluator takes one class an op, for the model and its functions alike.
+        raise NotImplementedError("its functions are of an older opset than itself")
+    return evaluator(model, new_ops=fixes[0])
 
 
 def _evaluator() -> Any:

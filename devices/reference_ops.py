@@ -1,0 +1,193 @@
+"""What onnx's evaluator gets wrong in silence, put right or refused.
+
+Its classes follow the newest definition of an op, also for models of older opsets, and some ignore inputs and
+attributes. Each entry says which models it is for. Found by running every op of opsets 7 to 22 beside ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgert.tensor import Array
+
+NEWEST = 1 << 30
+"""An opset beyond every fix: ones that hold for all of them."""
+
+
+def corrected(opset: int) -> list[type]:
+    """Classes for `ReferenceEvaluator(new_ops=...)`, for models of this opset of the standard's domain."""
+    return [make() for until, make in _FIXES if opset < until]
+
+
+def _softmax() -> type:
+    from onnx.reference.ops.op_softmax import Softmax as Today
+
+    compute: Any = Today._run
+
+    class Softmax(Today):
+        def _run(self, x: Array, axis: int | None = None) -> tuple[Array]:
+            return (_in_two_dimensions(self, x, lambda flat: compute(self, flat, -1)[0]),)
+
+    return Softmax
+
+
+def _log_softmax() -> type:
+    from onnx.reference.op_run import OpRun
+
+    class LogSoftmax(OpRun):
+        def _run(self, x: Array, axis: int | None = None) -> tuple[Array]:
+            return (_in_two_dimensions(self, x, _log_softmax_rows),)
+
+    return LogSoftmax
+
+
+def _hardmax() -> type:
+    from onnx.reference.op_run import OpRun
+
+    class Hardmax(OpRun):
+        def _run(self, x: Array, axis: int | None = None) -> tuple[Array]:
+            return (_in_two_dimensions(self, x, _hardmax_rows),)
+
+    return Hardmax
+
+
+def _batch_normalization() -> type:
+    from onnx.reference.op_run import OpRun
+
+    class BatchNormalization(OpRun):
+        """Before opset 14 one output means inference; the evaluator computes the statistics of the batch."""
+
+        def __init__(self, node: Any, run_params: dict[str, Any]) -> None:
+            super().__init__(node, run_params)
+            if len([name for name in node.output if name]) > 1 or _stated(node, "spatial", 1) != 1:
+                raise NotImplementedError("BatchNormalization in training, or not spatial")
+
+        def _run(
+            self, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, **attributes: Any
+        ) -> tuple[Array]:
+            shape = (-1, *[1] * (x.ndim - 2))
+            scale, bias, mean, variance = (each.reshape(shape) for each in (scale, bias, mean, variance))
+            root = np.sqrt(variance + np.asarray(attributes["epsilon"], variance.dtype))
+            return (((x - mean) / root * scale + bias).astype(x.dtype),)
+
+    return BatchNormalization
+
+
+def _dequantize_linear() -> type:
+    from onnx.reference.op_run import OpRun
+
+    class DequantizeLinear(OpRun):
+        """The evaluator has none before opset 19."""
+
+        def _run(
+            self, x: Array, scale: Array, zero_point: Array | None = None, axis: int = 1, **_: Any
+        ) -> tuple[Array]:
+            shape = [1] * x.ndim
+            if scale.size > 1:
+                shape[axis] = scale.size
+            shifted = x.astype(np.int32)
+            if zero_point is not None:
+                shifted = shifted - zero_point.astype(np.int32).reshape(shape)
+            return ((shifted * scale.reshape(shape)).astype(scale.dtype),)
+
+    return DequantizeLinear
+
+
+def _lp_normalization() -> type:
+    from onnx.reference.op_run import OpRun
+
+    class LpNormalization(OpRun):
+        """The norm is of absolute values; the evaluator lets negative ones cancel at p = 1."""
+
+        def _run(self, x: Array, axis: int = -1, p: int = 2) -> tuple[Array]:
+            norm = np.power(np.power(np.abs(x), p).sum(axis=axis, keepdims=True), 1.0 / p)
+            return (np.divide(x, norm, out=np.zeros_like(x), where=norm != 0),)
+
+    return LpNormalization
+
+
+def _roi_align() -> type:
+    from onnx.reference.op_run import OpRun
+
+    class RoiAlign(OpRun):
+        """Before opset 16 its coordinates are not shifted by half a pixel; the evaluator shifts them."""
+
+        def __init__(self, node: Any, run_params: dict[str, Any]) -> None:
+            super().__init__(node, run_params)
+            raise NotImplementedError("RoiAlign before opset 16")
+
+    return RoiAlign
+
+
+def _recurrent(name: str, activations: tuple[str, ...]) -> Callable[[], type]:
+    """LSTM, GRU or RNN without what the evaluator ignores: sequence lengths, clipping, other activations, ..."""
+
+    def make() -> type:
+        from importlib import import_module
+
+        today: Any = getattr(import_module(f"onnx.reference.ops.op_{name.lower()}"), name, None)
+        if today is None:  # RNN has a class a version, and the same body
+            today = import_module(f"onnx.reference.ops.op_{name.lower()}").RNN_14
+
+        def init(self: Any, node: Any, run_params: dict[str, Any]) -> None:
+            today.__init__(self, node, run_params)
+            asked = _stated(node, "activations", [])
+            if any(_stated(node, each, 0) for each in ("clip", "input_forget")):
+                raise NotImplementedError(f"{name} with clip or input_forget")
+            directions = 2 if _stated(node, "direction", b"forward") == b"bidirectional" else 1
+            if activations and asked and [each.decode() for each in asked] != [*activations] * directions:
+                raise NotImplementedError(f"{name} with activations of its own")
+
+        def run(self: Any, x: Array, *others: Array | None, **attributes: Any) -> Any:
+            lengths = others[3] if len(others) > 3 else None
+            steps = x.shape[1 if attributes.get("layout") else 0]
+            if lengths is not None and (np.asarray(lengths) != steps).any():
+                raise NotImplementedError(f"{name} with sequences of different lengths")
+            return today._run(self, x, *others, **attributes)
+
+        return type(name, (today,), {"__init__": init, "_run": run})
+
+    return make
+
+
+_FIXES: tuple[tuple[int, Callable[[], type]], ...] = (  # for models of an opset below, class
+    (13, _softmax),
+    (13, _log_softmax),
+    (13, _hardmax),
+    (14, _batch_normalization),
+    (16, _roi_align),
+    (19, _dequantize_linear),
+    (NEWEST, _lp_normalization),
+    (NEWEST, _recurrent("LSTM", ("Sigmoid", "Tanh", "Tanh"))),
+    (NEWEST, _recurrent("GRU", ("Sigmoid", "Tanh"))),
+    (NEWEST, _recurrent("RNN", ())),
+)
+
+
+def _in_two_dimensions(op: Any, x: Array, rows: Callable[[Array], Array]) -> Array:
+    """Softmax and its kin before opset 13: over all axes from `axis` (1 unless stated) on, as one."""
+    axis = _stated(op.onnx_node, "axis", 1) % max(x.ndim, 1)
+    flat = x.reshape(int(np.prod(x.shape[:axis])), -1) if x.size else x
+    return rows(flat).reshape(x.shape) if x.size else x
+
+
+def _log_softmax_rows(x: Array) -> Array:
+    shifted = x - x.max(axis=-1, keepdims=True)
+    result: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def _hardmax_rows(x: Array) -> Array:
+    result = np.zeros_like(x)
+    np.put_along_axis(result, x.argmax(axis=-1)[:, None], 1, axis=-1)
+    return result
+
+
+def _stated(node: Any, name: str, default: Any) -> Any:
+    """An attribute as the node states it; not the newest opset's default, which the evaluator would fill in."""
+    from onnx.helper import get_attribute_value
+
+    return next((get_attribute_value(each) for each in node.attribute if each.name == name), default)
