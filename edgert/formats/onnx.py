@@ -20,6 +20,7 @@ from edgert.formats.onnx_tensors import (
     check_tensor,
     dtype_of_code,
     external_range,
+    graphs,
     read_sparse,
     read_tensor,
     tensors,
@@ -81,6 +82,7 @@ def open_onnx(path: Path, data: memoryview) -> OnnxFile:
     """
     model = parse(path, data)
     _check_versions(path, model)
+    _check_texts(path, model)
     for tensor in tensors(model):
         check_tensor(tensor, path, f"tensor {tensor.name!r}")
     types = types_of(model)
@@ -165,6 +167,29 @@ def _check_versions(path: Path, model: onnx.ModelProto) -> None:
                 f"onnx {onnx.__version__} has {known}.",
                 "pip install --upgrade onnx, or export for an older operator set.",
             )
+
+
+def _check_texts(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse names that are no UTF-8: protobuf hands them over as bytes."""
+    nodes = [node for function in model.functions for node in function.node]
+    names: list[str] = [text for f in model.functions for text in (f.name, f.domain, f.overload, *f.input, *f.output)]
+    names += [text for entry in (*model.opset_import, *model.metadata_props) for text in _texts(entry)]
+    for graph in graphs(model):
+        nodes += graph.node
+        names += [graph.name, *(tensor.name for tensor in graph.initializer)]
+        names += [sparse.values.name for sparse in graph.sparse_initializer]
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            names += [info.name, *(dim.dim_param for dim in info.type.tensor_type.shape.dim)]
+    for node in nodes:
+        names += [node.name, node.op_type, node.domain, node.overload, *node.input, *node.output]
+        names += [text for attribute in node.attribute for text in (attribute.name, attribute.ref_attr_name)]
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise ModelCorrupt(f"model {str(path)!r}: the name {wrong!r} is no UTF-8.", "Export or download it again.")
+
+
+def _texts(entry: onnx.OperatorSetIdProto | onnx.StringStringEntryProto) -> tuple[str, ...]:
+    return (entry.domain,) if hasattr(entry, "domain") else (entry.key, entry.value)
 
 
 def _domain(domain: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,39 +164,49 @@ def check_sparse(sparse: onnx.SparseTensorProto, path: Path) -> int:
     return check_tensor(sparse.values, path, owner) + check_tensor(sparse.indices, path, owner)
 
 
-def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model: initialisers, attributes, subgraphs, functions, training."""
+def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """Every graph of a model: its own, those in attributes (of functions, too) and those for training."""
     pending: list[onnx.GraphProto] = [model.graph]
     for training in model.training_info:
         pending += [training.initialization, training.algorithm]
     for function in model.functions:
-        for attribute in function.attribute_proto:
-            yield from _of_attribute(attribute, pending.append)
+        pending += _bodies(function.attribute_proto)
         for node in function.node:
-            for attribute in node.attribute:
-                yield from _of_attribute(attribute, pending.append)
+            pending += _bodies(node.attribute)
     while pending:
-        graph = pending.pop()
+        yield (graph := pending.pop())
+        for node in graph.node:
+            pending += _bodies(node.attribute)
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model: initialisers and attributes, wherever they are."""
+    for function in model.functions:
+        yield from _of_attributes(function.attribute_proto)
+        for node in function.node:
+            yield from _of_attributes(node.attribute)
+    for graph in graphs(model):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
         for node in graph.node:
-            for attribute in node.attribute:
-                yield from _of_attribute(attribute, pending.append)
+            yield from _of_attributes(node.attribute)
 
 
-def _of_attribute(
-    attribute: onnx.AttributeProto, found: Callable[[onnx.GraphProto], None]
-) -> Iterator[onnx.TensorProto]:
-    # A field is looked at only when set: reading an unset submessage is slow in a loop over every attribute.
-    if attribute.HasField("t"):
-        yield attribute.t
-    yield from attribute.tensors
-    if attribute.HasField("sparse_tensor"):
-        yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-    for sparse in attribute.sparse_tensors:
-        yield from (sparse.values, sparse.indices)
-    if attribute.HasField("g"):
-        found(attribute.g)
-    for graph in attribute.graphs:
-        found(graph)
+def _bodies(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.GraphProto]:
+    for attribute in attributes:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _of_attributes(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in attributes:
+        # A field is looked at only when set: reading an unset submessage is slow in a loop over every attribute.
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        if attribute.HasField("sparse_tensor"):
+            yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+        for sparse in attribute.sparse_tensors:
+            yield from (sparse.values, sparse.indices)

@@ -74,11 +74,16 @@ def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str:
 
 
 def types_of(model: onnx.ModelProto) -> Types:
-    """Types of all values as far as the file says or shape inference finds; never fails for lack of them."""
+    """Types of all values as far as the file says or shape inference finds; never fails for lack of them.
+
+    Raises:
+        ModelCorrupt: functions call each other in a circle.
+    """
     declared = _collect(model.graph)
+    node_count = expanded_nodes(model)
     if all(name in declared.own for node in model.graph.node for name in node.output if name):
         return declared
-    if _expanded_nodes(model) > _MAX_NODES:
+    if node_count > _MAX_NODES:
         _LOG.info("shape inference skipped: more than %d nodes", _MAX_NODES)
         return declared
     inferred = _infer(model)
@@ -142,7 +147,7 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return stripped
 
 
-def _expanded_nodes(model: onnx.ModelProto) -> int:
+def expanded_nodes(model: onnx.ModelProto) -> int:
     """Nodes of a model with every call of a model-local function expanded: inference walks them all.
 
     Raises:

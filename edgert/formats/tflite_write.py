@@ -223,7 +223,7 @@ def _content(buffer: Any, file: memoryview) -> memoryview:
         return buffer.data
     if buffer.offset > 1:
         return file[buffer.offset : buffer.offset + buffer.size]
-    return memoryview(b"" if buffer.data is None else np.asarray(buffer.data, np.uint8))
+    return memoryview(b"") if buffer.data is None else np.asarray(buffer.data, np.uint8).data
 
 
 def _take_in_external(model: Any, source: TfliteFile) -> None:
