@@ -165,7 +165,7 @@ class Plan:
         """The plan that `to_json` described.
 
         Raises:
-            KeyError, TypeError, ValueError: the data is malformed (the cache turns these into `CacheCorrupt`).
+            KeyError, TypeError, ValueError, UnknownTarget: the data is malformed (the cache measures again then).
         """
         if data["plan_format"] != FORMAT:
             raise ValueError(f"plan has format {data['plan_format']!r}, this edgert reads {FORMAT}")

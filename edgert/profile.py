@@ -150,7 +150,7 @@ class Profile:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Profile:
-        """Raises KeyError, TypeError or ValueError on malformed data; the cache turns them into `CacheCorrupt`."""
+        """Raises KeyError, TypeError, ValueError or UnknownTarget on malformed data; the cache measures again then."""
         return cls(**{**data, "rows": tuple(row_from_json(row) for row in data["rows"])})
 
 

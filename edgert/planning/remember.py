@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from edgert import store
-from edgert.errors import CacheUnwritable
+from edgert.errors import CacheUnwritable, UnknownTarget
 from edgert.machine import Machine
 from edgert.plan import Objective, Plan, Tolerance
 from edgert.profile import Profile, Row, Target
@@ -62,7 +62,7 @@ class Memory:
             return None
         try:
             return Plan.from_json(content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, UnknownTarget) as error:
             _log.warning("cached plan %s is of another form (%s): measuring again", path, error)
             return None
 
@@ -77,7 +77,7 @@ class Memory:
             return {}
         try:
             return {row.target: row for row in Profile.from_json(content).rows}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, UnknownTarget) as error:
             _log.warning("cached profile %s is of another form (%s): measuring again", path, error)
             return {}
 
