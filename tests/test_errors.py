@@ -27,7 +27,12 @@ def test_an_error_crosses_a_process_as_json_with_its_type_and_facts(kind):
     sent = kind("input 'a' is odd.", "Make it even.", name="a", got=[1, 2])
     got = errors.from_json(json.loads(json.dumps(errors.to_json(sent))))
     assert type(got) is kind
-    assert (str(got), got.remedy, got.name, got.got) == ("input 'a' is odd. Make it even.", "Make it even.", "a", [1, 2])
+    assert (str(got), got.remedy, got.name, got.got) == (
+        "input 'a' is odd. Make it even.",
+        "Make it even.",
+        "a",
+        [1, 2],
+    )
 
 
 def test_an_unknown_kind_of_error_becomes_the_root():
