@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -115,8 +116,7 @@ class Host:
         counts = [0] * len(numbers)
 
         def work(index: int) -> None:
-            if cores[index]:
-                os.sched_setaffinity(0, set(cores[index]))  # of this thread alone
+            pin_thread(cores[index])
             run, inputs = self._runnables[numbers[index]].run, self._samples[sample]
             while time.perf_counter() < stop_s:
                 run(inputs)
@@ -135,6 +135,12 @@ class Host:
             if runnable is not None:
                 runnable.close()
         gc.collect()
+
+
+def pin_thread(cores: Sequence[int]) -> None:
+    """Keep this thread on those logical CPUs; no cores, or a system that cannot: leave it as it is."""
+    if cores and sys.platform == "linux":
+        os.sched_setaffinity(0, cores)
 
 
 def resident_bytes() -> int:

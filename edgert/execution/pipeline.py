@@ -7,7 +7,6 @@ the application.
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from edgert.devices import backend
 from edgert.devices.backend import Runnable, Source
+from edgert.devices.host import pin_thread
 from edgert.devices.remote import Remote
 from edgert.errors import Closed, DeviceLost, EdgertError
 from edgert.machine import Machine
@@ -31,6 +31,7 @@ Isolation: TypeAlias = Literal["auto", "none"]
 Answer = TypeVar("Answer")
 _HANG_FACTOR = 50
 _FEWEST_HANG_S = 10.0
+_FEWEST_PREPARE_S = 60.0
 """A run on an isolated device counts as hung after `_HANG_FACTOR` times its measured time, but not before this."""
 
 
@@ -69,8 +70,7 @@ class _Prepared:
         """As `run`, on the instance's own cores: for edgert's threads only, never the caller's."""
         lent = self.free.get()
         try:
-            if lent[1]:
-                os.sched_setaffinity(0, lent[1])
+            pin_thread(lent[1])
             return lent[0].run(inputs)
         finally:
             self.free.put(lent)
@@ -212,10 +212,16 @@ class Pipeline:
         self._remotes.append(remote)
         apart: list[tuple[Runnable, tuple[int, ...]]] = []
         for instance in instances:
-            runnable = remote.prepare(self._source, target, device, self._cache)
+            runnable = remote.prepare(
+                self._source, target, device, self._cache, timeout_s=self._prepare_limit_s(target)
+            )
             runnable.timeout_s = max(_FEWEST_HANG_S, _HANG_FACTOR * self.plan.measured_s)
             apart.append((runnable, instance.cores))
         return _Prepared(target, apart, reentrant=False)
+
+    def _prepare_limit_s(self, target: Target) -> float:
+        known_s = max((row.prepare_s for row in self.plan.candidates if row.target == target), default=0.0)
+        return _FEWEST_PREPARE_S + 5 * known_s
 
     def _check_open(self) -> None:
         if self._closed:
@@ -228,7 +234,7 @@ def _pinned(cores: tuple[int, ...], make: Callable[[], Runnable]) -> Runnable:
         return make()
 
     def work() -> Runnable:
-        os.sched_setaffinity(0, cores)
+        pin_thread(cores)
         return make()
 
     with ThreadPoolExecutor(max_workers=1) as pool:

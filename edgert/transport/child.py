@@ -11,12 +11,10 @@ lock.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -215,6 +213,8 @@ def _exactly(connection: socket.socket, count: int, deadline_s: float | None) ->
 
 def main(argument: Mapping[str, Any]) -> None:
     """The child's whole life: ready, then one answer for each request until the parent is gone."""
+    import resource  # Linux has it; elsewhere there are no children, and this module still imports
+
     _die_with_parent(argument["lifeline"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected here, a core file is not
     if argument["memory_limit_bytes"]:
@@ -258,6 +258,8 @@ def _answer(connection: socket.socket, body: Mapping[str, Any], data: Mapping[st
 
 def _die_with_parent(lifeline: int) -> None:
     """Ask the kernel for SIGKILL when the parent's end of the pipe closes, however it closes."""
+    import fcntl  # as for resource in `main`
+
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
