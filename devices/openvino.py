@@ -19,7 +19,8 @@ import numpy as np
 
 from edgert.devices.backend import Runnable, Source
 from edgert.devices.words import SIMULATED, failed, installed, refused, unusable
-from edgert.errors import MissingPackage, PrepareRefused, UnknownTarget
+from edgert.errors import EdgertError, MissingPackage, PrepareRefused, UnknownTarget
+from edgert.formats import open_model
 from edgert.graph import Value
 from edgert.machine import Device, Reach
 from edgert.profile import Precision, Target
@@ -95,12 +96,12 @@ class Backend:
         try:
             model = core.read_model(str(source.path))
             _settle_shapes(model, source.inputs)
-            inputs = _ports(source.inputs, model.inputs)
-            outputs = _ports(source.outputs, model.outputs)
+            ports = _ports(source.inputs, model.inputs), _ports(source.outputs, model.outputs)
             compiled = core.compile_model(model, name, _settings(target, device, cache))
             _check_hint(compiled, target)
-            return Prepared(compiled, inputs, outputs, target, _ran_on(compiled, name, device))
-        except PrepareRefused:
+            fixed = _fixed(source, ports[0])
+            return Prepared(compiled, ports, fixed, target, _ran_on(compiled, name, device))
+        except EdgertError:
             raise
         except Exception as error:  # the bindings raise RuntimeError, ValueError, TypeError and types of their own
             raise refused(target, error) from error
@@ -135,15 +136,22 @@ class Prepared:
     """
 
     def __init__(
-        self, compiled: Any, inputs: list[_Port], outputs: list[_Port], target: Target, ran_on: Mapping[str, int]
+        self,
+        compiled: Any,
+        ports: tuple[list[_Port], list[_Port]],
+        fixed: frozenset[str],
+        target: Target,
+        ran_on: Mapping[str, int],
     ) -> None:
+        """Take inputs and outputs as `ports`, and the names that must not be given as `fixed`."""
+        inputs, outputs = ports
         self.ran_on = ran_on
         self._request: Any = compiled.create_infer_request()
         self._stateful = bool(self._request.query_state())
         self._target = target
         self._fixed = {port.name: self._input_view(port) for port in inputs if port.small}
         self._others = [port for port in inputs if not port.small]
-        self._known = frozenset(port.name for port in inputs)
+        self._fixed_by_file = fixed
         self._narrowed = [(port.name, *_NARROWED[port.dtype]) for port in inputs if port.dtype in _NARROWED]
         self._reads = [(port.name, self._reader(port)) for port in outputs]
 
@@ -155,8 +163,8 @@ class Prepared:
                 np.copyto(view, cast("Array", inputs[name]).view(view.dtype), casting="no")
             for port in self._others:
                 self._set(port, cast("Array", inputs[port.name]))
-            if len(inputs) > len(self._known):
-                _check_known(inputs, self._known)
+            if self._fixed_by_file:
+                _check_not_given(inputs, self._fixed_by_file)
             if self._stateful:
                 self._request.reset_state()  # variables start at zero: runs do not depend on one another
             self._request.infer(share_outputs=True)
@@ -178,8 +186,8 @@ class Prepared:
             tensor = openvino.Tensor(_text(port.name, value), shared_memory=False)
         elif port.dtype in _CARRIED or not value.flags.writeable:
             # OpenVINO refuses to borrow read-only memory, and knows ml_dtypes' types only by name
-            element = openvino.Type(next(name for name, dtype in _DTYPES.items() if dtype == port.dtype))
-            tensor = openvino.Tensor(element, openvino.Shape(list(value.shape)))
+            element = next(name for name, dtype in _DTYPES.items() if dtype == port.dtype)
+            tensor = openvino.Tensor(getattr(openvino.Type, element), openvino.Shape(list(value.shape)))
             if value.size:
                 _viewed(tensor.data, port.dtype)[...] = value
         else:
@@ -296,7 +304,7 @@ def _ports(values: Sequence[Value], found: Sequence[Any]) -> list[_Port]:
     """OpenVINO's inputs or outputs under the model file's names, checked against the file.
 
     A name that is missing: an output must be found (by position when all are there); an input may have become a
-    constant, and then must not be given.
+    constant, or be needless.
     """
     indices = {name: index for index, port in enumerate(found) for name in port.get_names()}
     ports = []
@@ -309,6 +317,16 @@ def _ports(values: Sequence[Value], found: Sequence[Any]) -> list[_Port]:
     if len({port.index for port in ports}) != len(found):
         raise ValueError(f"OpenVINO has {sorted(indices)} where the model has {[value.name for value in values]}")
     return ports
+
+
+def _fixed(source: Source, inputs: Sequence[_Port]) -> frozenset[str]:
+    """Inputs with a default in the file that OpenVINO made constants of: giving one would change nothing.
+
+    Others that it dropped are not needed for the answer (such as the second input of CastLike).
+    """
+    if source.format != "onnx" or len(inputs) == len(source.inputs):
+        return frozenset()
+    return open_model(source.path).graph.optional_inputs - {port.name for port in inputs}
 
 
 def _port(value: Value, index: int, found: Any) -> _Port:
@@ -350,9 +368,10 @@ def _check_fits(name: str, value: Array, low: int, high: int) -> None:
         raise OverflowError(f"input {name!r} leaves the range of int32, in which OpenVINO computes")
 
 
-def _check_known(inputs: Mapping[str, Data], known: frozenset[str]) -> None:
-    fixed = ", ".join(repr(name) for name in inputs if name not in known)
-    raise ValueError(f"input {fixed} has a default in the file, which OpenVINO took for a constant")
+def _check_not_given(inputs: Mapping[str, Data], fixed: frozenset[str]) -> None:
+    given = ", ".join(repr(name) for name in inputs if name in fixed)
+    if given:
+        raise ValueError(f"input {given} has a default in the file, which OpenVINO took for a constant")
 
 
 def _text(name: str, value: Array) -> Array:
