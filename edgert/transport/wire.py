@@ -41,7 +41,11 @@ Message: TypeAlias = tuple[dict[str, Any], dict[str, Data]]
 
 
 def encode(body: Body, data: Mapping[str, Data] | None = None) -> list[bytes | memoryview]:
-    """The pieces of one message, to be sent one after another; arrays are not copied where they are contiguous."""
+    """The pieces of one message, to be sent one after another; arrays are not copied where they are contiguous.
+
+    Raises:
+        WireError: something in it is neither JSON nor data, or nests too deep.
+    """
     payload: list[bytes | memoryview] = []
     end = 0
 
@@ -55,7 +59,10 @@ def encode(body: Body, data: Mapping[str, Data] | None = None) -> list[bytes | m
         return start
 
     trees = {name: _tree(value, place, 0) for name, value in (data or {}).items()}
-    header = json.dumps({"body": body, "data": trees}, separators=(",", ":")).encode()
+    try:
+        header = json.dumps({"body": body, "data": trees}, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        raise WireError(f"a message cannot be written: {error}.") from error
     return [PREFIX.pack(_MAGIC, VERSION, 0, len(header), end), header, *payload]
 
 
@@ -112,12 +119,17 @@ def _tree(value: Data | Any, place: Any, depth: int) -> Any:
     if isinstance(value, np.ndarray):
         if dtype_of(value) == "string":
             return {"t": list(value.shape), "v": [_text(item) for item in value.reshape(-1).tolist()]}
-        return {"a": dtype_of(value), "s": list(value.shape), "o": place(value), "n": value.nbytes}
+        native = value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
+        return {"a": dtype_of(value), "s": list(value.shape), "o": place(native), "n": value.nbytes}
     if isinstance(value, Mapping):
-        return {"m": [[key, _tree(item, place, depth + 1)] for key, item in value.items()]}
-    if isinstance(value, Sequence) and not isinstance(value, str):
+        return {"m": [[_plain(key), _tree(item, place, depth + 1)] for key, item in value.items()]}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return {"l": [_tree(item, place, depth + 1) for item in value]}
-    return {"x": value.item() if isinstance(value, np.generic) else value}
+    return {"x": _plain(value)}
+
+
+def _plain(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _text(item: object) -> str:
