@@ -26,7 +26,7 @@ def test_a_target_reads_back_from_its_text(target):
      "a@cpu:0/f32/2t ", "a b@cpu:0/f32", "a+@cpu:0/f32", "a@cpu:0/f32\n", "../x@cpu:0/f32", "a@cpu:0/f32/-1t"],
 )  # fmt: skip
 def test_a_malformed_target_is_refused_with_the_form(text):
-    with pytest.raises(UnknownTarget, match="backend.*@device/precision") as caught:
+    with pytest.raises(UnknownTarget, match=r"backend.*@device/precision") as caught:
         Target.parse(text)
     assert repr(text) in caught.value.message
 
