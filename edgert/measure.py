@@ -23,6 +23,8 @@ _VISIT_S = 0.006
 themselves."""
 _MOST_CALLS = 200
 _FEWEST_CALLS = 3
+_SLOW_S = 0.05
+"""A call that long is its own median."""
 RUN_LIMIT_S = 60.0
 """For one run of a prepared target, until its own speed is known; beyond it the target counts as hung."""
 
@@ -116,7 +118,8 @@ class Contestant:
         """Median seconds of a few calls; infinity, with `failure` set, when it crashed, hung or failed."""
         try:
             self._revive()
-            calls = min(_MOST_CALLS, max(_FEWEST_CALLS, math.ceil(_VISIT_S / max(self.call_s, 1e-7))))
+            fewest = _FEWEST_CALLS if self.call_s < _SLOW_S else 1
+            calls = min(_MOST_CALLS, max(fewest, math.ceil(_VISIT_S / max(self.call_s, 1e-7))))
             limit_s = RUN_LIMIT_S + 20 * calls * self.call_s
             times = self.runnable.time(sample_name(0), calls, at_most_s=max(0.3, 2 * self.call_s), timeout_s=limit_s)
         except EdgertError as error:

@@ -21,7 +21,8 @@ from edgert.profile import Row, Target, Timing
 _log = logging.getLogger(__name__)
 _FAR_BEHIND = 4.0
 """A target whose first calls are that much slower than the best is not raced."""
-_FEWEST_RACE_S = 1.0
+_RACE_SHARE = 0.5
+"""Share of the budget that the race has at least, also when trying took longer than it should."""
 _THROUGHPUT_ROUNDS = 5
 _THROUGHPUT_S = 0.25
 """How long all instances run in one throughput measurement."""
@@ -79,7 +80,7 @@ def fastest(trials: Sequence[Trial], course: Course, say: Callable[[str], None])
             )
             del runners[target]
     say(f"racing {len(runners)} of {len(trials)} targets")
-    end_s = max(course.deadline_s, time.monotonic() + min(_FEWEST_RACE_S, course.budget_s))
+    end_s = max(course.deadline_s, time.monotonic() + _RACE_SHARE * course.budget_s)
     outcome = race(list(runners), lambda target: runners[target].visit(), lambda: time.monotonic() < end_s)
     _enter(rows, outcome, runners)
     order = [standing.name for standing in outcome.standings]
