@@ -28,8 +28,8 @@ HEATS = 0.4
 """Part of the time that goes to the heats."""
 LEAST_HEATS, LEAST_FINALS = 3, 12
 """Rounds that are run even when the time is over."""
-TOO_SLOW = 4.0
-"""A contender that needs so many times the fastest's time leaves the heats after the first."""
+HOPELESS, TOO_SLOW = 20.0, 4.0
+"""A candidate that needs so many times the fastest's time leaves the heats after the first round, after the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +90,22 @@ def race(entries: Sequence[Entry], seconds: float, rng: random.Random, tell: Pro
     ready = [entry for entry in entries if entry.contender is not None]
     start_s = time.perf_counter()
     heats, running = 0, ready
-    while heats < LEAST_HEATS or time.perf_counter() - start_s < HEATS * seconds:
+    while running and (heats < LEAST_HEATS or time.perf_counter() - start_s < HEATS * seconds):
         tell(f"heat {heats + 1}", HEATS * min(1.0, heats / LEAST_HEATS))
         play_round(running, rng)
         heats += 1
-        fastest_s = min(statistics.median(entry.medians_s) for entry in running if entry.medians_s)
-        running = [entry for entry in running if entry.role != "candidate" or _keeps_up(entry, fastest_s)]
-    rivals = [entry for entry in running if entry.role == "candidate" and entry.contender is not None]
+        running = [entry for entry in running if entry.contender is not None]
+        fastest_s = min((statistics.median(entry.medians_s) for entry in running), default=0.0)
+        limit_s = fastest_s * (HOPELESS if heats == 1 else TOO_SLOW)
+        running = [entry for entry in running if entry.role != "candidate" or _keeps_up(entry, limit_s)]
+    rivals = [entry for entry in ready if entry.role == "candidate" and entry.contender is not None]
     rival = min(rivals, key=lambda entry: statistics.median(entry.medians_s), default=None)
-    finalists = [entry for entry in running if entry.role != "candidate" or entry is rival]
+    finalists = [entry for entry in ready if entry.role != "candidate" or entry is rival]
     before = {entry.name: len(entry.medians_s) for entry in finalists}
     rounds = 0
-    while rounds < LEAST_FINALS or time.perf_counter() - start_s < seconds:
+    while any(entry.contender is not None for entry in finalists) and (
+        rounds < LEAST_FINALS or time.perf_counter() - start_s < seconds
+    ):
         spent = (time.perf_counter() - start_s) / seconds if seconds else 1.0
         tell(f"final round {rounds + 1}", min(spent, rounds / LEAST_FINALS, 1.0))
         play_round(finalists, rng)
@@ -110,8 +114,8 @@ def race(entries: Sequence[Entry], seconds: float, rng: random.Random, tell: Pro
     return Race(rival, finals, time.perf_counter() - start_s)
 
 
-def _keeps_up(entry: Entry, fastest_s: float) -> bool:
-    return entry.contender is not None and statistics.median(entry.medians_s) <= TOO_SLOW * fastest_s
+def _keeps_up(entry: Entry, limit_s: float) -> bool:
+    return statistics.median(entry.medians_s) <= limit_s
 
 
 def play_round(entries: Sequence[Entry], rng: random.Random, visit_s: float = VISIT_S) -> None:

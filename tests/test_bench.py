@@ -83,7 +83,7 @@ def test_geomean_of_a_ratio_and_its_inverse_is_one():
 
 
 def _field(weather):
-    speeds = {"chosen": 0.0102, "near": 0.010, "far": 0.013, "hopeless": 0.2}
+    speeds = {"chosen": 0.0102, "near": 0.010, "far": 0.013, "hopeless": 0.21, "slow": 0.06}
     entries = [
         Entry(name, "chosen" if name == "chosen" else "candidate", Known(seconds, weather, seed))
         for seed, (name, seconds) in enumerate(speeds.items())
@@ -106,12 +106,11 @@ def test_the_final_has_rounds_of_its_own_and_only_finalists():
     assert len({len(medians) for medians in outcome.finals.values()}) == 1
 
 
-def test_a_hopeless_candidate_is_visited_once():
+def test_a_hopeless_candidate_is_visited_once_and_a_slow_one_twice():
     entries = _field(Weather())
     race(entries, 0.0, random.Random(1))
     by_name = {entry.name: entry for entry in entries}
-    assert len(by_name["hopeless"].medians_s) == 1
-    assert len(by_name["far"].medians_s) > 1
+    assert [len(by_name[name].medians_s) for name in ("hopeless", "slow", "far")] == [1, 2, 3]
 
 
 def test_a_contender_that_fails_is_out_with_its_reason():
@@ -129,6 +128,15 @@ def test_a_contender_that_fails_is_out_with_its_reason():
     assert outcome.rival is not None
     broken = entries[-1]
     assert (broken.outcome, broken.reason, broken.contender) == ("crashed", "it broke.", None)
+
+
+def test_a_race_that_everyone_leaves_ends():
+    class Gone:
+        def visit(self, calls, at_most_s):
+            raise RunFailed("it is gone.")
+
+    outcome = race([Entry("a", "edgert", Gone()), Entry("b", "candidate", Gone())], 3600.0, random.Random(0))
+    assert outcome.rival is None
 
 
 def test_the_order_of_visits_varies():

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgert.bench import Measured, Report
+from edgert.bench import Report
+from edgert.cli.reports import common_unit
 from edgert.cli.units import time_text
 from edgert.errors import MissingPackage
 
@@ -51,7 +52,7 @@ def draw(reports: Sequence[Report], path: Path) -> None:
 
 def _panel(panel: Any, report: Report) -> None:
     rows = [row for row in report.rows if row.calls]
-    scale, unit = _unit(rows)
+    scale, unit = common_unit(rows)
     places = range(len(rows))
     panel.barh(places, [row.p50_s * scale for row in rows], color=[_COLOURS[row.role] for row in rows], height=0.7)
     panel.hlines(places, [row.p50_s * scale for row in rows], [row.p95_s * scale for row in rows], color="#444", lw=1)
@@ -65,8 +66,3 @@ def _panel(panel: Any, report: Report) -> None:
     panel.set_title(f"{report.model}  ({report.objective}, precision {report.precision})", fontsize=10, loc="left")
     panel.spines[["top", "right"]].set_visible(False)
     panel.tick_params(labelsize=8)
-
-
-def _unit(rows: Sequence[Measured]) -> tuple[float, str]:
-    longest_s = max((row.p50_s for row in rows), default=1.0)
-    return (1.0, "s") if longest_s >= 1 else (1e3, "ms") if longest_s >= 1e-3 else (1e6, "µs")

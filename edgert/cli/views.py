@@ -27,17 +27,22 @@ def machine_view(machine: Machine) -> RenderableType:
     return Group(title, _devices(machine.devices), _backends(machine.backends), _reaches(machine.reaches))
 
 
-def table(*columns: str, title: str = "", right: Sequence[str] = ()) -> Table:
-    """A table in the house look: no frame, a rule under the head; columns named in `right` are flush right."""
-    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False,
-                 header_style="dim")  # fmt: skip
+def table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
+    """A table in the house look: no frame, a rule under the head.
+
+    Args:
+        columns: their heads.
+        right: those that are flush right, and never broken.
+        whole: others that are never broken.
+    """
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
+        made.add_column(column, justify="right" if column in right else "left", no_wrap=column in (*right, *whole))
     return made
 
 
 def _devices(devices: Sequence[Device]) -> RenderableType:
-    made = table("device", "what it is", "memory", "copy", "peak", right=("memory", "copy"))
+    made = table("device", "what it is", "memory", "copy", "peak", right=("memory", "copy"), whole=("device", "peak"))
     for device in devices:
         made.add_row(
             f"[bold]{device.id}[/]",
@@ -71,7 +76,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def _backends(backends: Sequence[BackendInfo]) -> RenderableType:
-    made = table("backend", "version", "")
+    made = table("backend", "version", "", whole=("backend", "version"))
     for backend in backends:
         if backend.usable:
             made.add_row(f"[bold]{escape(backend.name)}[/]", f"[green]{escape(backend.version)}[/]", "")
@@ -87,7 +92,7 @@ def _reason(reason: str, remedy: str) -> str:
 def _reaches(reaches: Sequence[Reach]) -> RenderableType:
     if not reaches:
         return Text("no backend reaches a device", style="red")
-    made = table("device", "driven by", "numbers", "")
+    made = table("device", "driven by", "numbers", "", whole=("device", "driven by", "numbers"))
     for reach in sorted(reaches, key=lambda reach: (reach.device, reach.backend, reach.variant)):
         way = f"{reach.backend}+{reach.variant}" if reach.variant else reach.backend
         made.add_row(f"[bold]{reach.device}[/]", escape(way), f"[{_HEALTH[reach.health]}]{reach.health}[/]",
@@ -128,7 +133,8 @@ def candidates_view(rows: Sequence[Row], chosen: set[Target]) -> list[Renderable
     out = [row for row in rows if row not in timed]
     parts: list[RenderableType] = []
     if timed:
-        made = table("", "target", "p50", "p95", "off by", "memory", right=("p50", "p95", "off by", "memory"))
+        numbers = ("p50", "p95", "off by", "memory")
+        made = table("", "target", *numbers, right=numbers, whole=("", "target"))
         for row in timed:
             assert row.timing is not None
             style = "bold green" if row.target in chosen else ""
@@ -137,9 +143,9 @@ def candidates_view(rows: Sequence[Row], chosen: set[Target]) -> list[Renderable
                          style=style)  # fmt: skip
         parts.append(made)
     if out:
-        made = table("", "target", "out", "why")
+        made = table(" ", "target", "out", "why", whole=("target", "out"))
         for row in out:
-            made.add_row("", str(row.target), row.outcome, escape(row.reason), style="dim")
+            made.add_row(" ", str(row.target), row.outcome, escape(row.reason), style="dim")
         parts.append(made)
     return parts
 
