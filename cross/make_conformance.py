@@ -158,7 +158,7 @@ def peak_i8(size: int) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
         nodes.append(helper.make_node("QuantizeLinear", [f"p{step}", "scale", "zero"], [f"q{step}"]))
         nodes.append(helper.make_node("DequantizeLinear", [f"q{step}", "scale", "zero"], [f"m{step}"]))
     nodes.append(helper.make_node("ReduceMax", [f"m{PEAK_STEPS}"], ["y"], axes=[0], keepdims=1))
-    scale = {"scale": np.asarray(1 / (64 * size), np.float32), "zero": np.asarray(0, np.uint8)}
+    scale: dict[str, Array] = {"scale": np.asarray(1 / (64 * size), np.float32), "zero": np.asarray(0, np.uint8)}
     return nodes, {"ones": np.ones((1, size), np.float32), **scale}
 
 
