@@ -23,6 +23,7 @@ from edgert.formats.onnx_tensors import (
     graphs,
     read_sparse,
     read_tensor,
+    size_bytes,
     tensors,
 )
 from edgert.formats.onnx_types import Types, subgraphs, types_of
@@ -52,13 +53,13 @@ class OnnxFile:
     folded: Mapping[str, onnx.NodeProto] = field(repr=False)
     """Constant -> the `Constant` node that the file has for it."""
     types: Types = field(repr=False)
-    own_digest: str
-    """SHA-256 of the model file alone."""
+    data: memoryview = field(repr=False)
+    """The file's bytes, memory-mapped."""
     format: Format = "onnx"
 
     @cached_property
     def digest(self) -> str:
-        return digest_with(self.own_digest, _companions(self.proto, self.path))
+        return digest_with(sha256(self.data), _companions(self.proto, self.path))
 
     @cached_property
     def precision(self) -> Precision:
@@ -85,7 +86,7 @@ def open_onnx(path: Path, data: memoryview) -> OnnxFile:
     _check_texts(path, model)
     for tensor in tensors(model):
         check_tensor(tensor, path, f"tensor {tensor.name!r}")
-    types = types_of(model)
+    types = types_of(model, path)
     body = _body(model.graph, types, path)
     if body.captured:
         name = body.captured[0]
@@ -100,7 +101,7 @@ def open_onnx(path: Path, data: memoryview) -> OnnxFile:
         functions=tuple(f"{function.domain}::{function.name}" for function in model.functions),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
-    return OnnxFile(path, graph, model, body.sources, body.folded, types, sha256(data))
+    return OnnxFile(path, graph, model, body.sources, body.folded, types, data)
 
 
 def parse(path: Path, data: memoryview) -> onnx.ModelProto:
@@ -121,7 +122,7 @@ def parse(path: Path, data: memoryview) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
     try:
-        model: onnx.ModelProto = onnx.ModelProto.FromString(bytes(data))
+        model: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except (DecodeError, MemoryError) as error:
         remedy = "Export or download it again."
         if len(data) >= 1 << 31:
@@ -221,6 +222,7 @@ def _body(proto: onnx.GraphProto, types: Types, path: Path) -> _Body:
     names = _node_names(kept)
     made = [_node(node, name, parts) for node, name, parts in zip(kept, names, inner, strict=True)]
     inputs = tuple(types.value(info.name) for info in proto.input if info.name not in constants)
+    _check_inputs(inputs)
     nodes = tuple(made[index] for index in _order(made, inputs, constants))
     values = {value.name: value for value in inputs} | {name: constant.value for name, constant in constants.items()}
     values |= {name: types.value(name) for node in nodes for name in node.writes}
@@ -228,6 +230,15 @@ def _body(proto: onnx.GraphProto, types: Types, path: Path) -> _Body:
     captured = tuple(name for name in dict.fromkeys(reads) if name not in values)
     graph = Graph("onnx", proto.name, nodes, inputs, outputs, values, constants)
     return _Body(graph, captured, dict(zip(names, kept, strict=True)), folded)
+
+
+def _check_inputs(inputs: Sequence[Value]) -> None:
+    names = Counter(value.name for value in inputs)
+    wrong = next((name for name, count in names.items() if not name or count > 1), None)
+    if wrong is not None:
+        raise ModelCorrupt(
+            f"input {wrong!r} has no name, or one that another has.", "Give each input a name of its own."
+        )
 
 
 def _fold(
@@ -262,15 +273,15 @@ def _constants(proto: onnx.GraphProto, path: Path) -> dict[str, Constant]:
 
 
 def _constant(name: str, tensor: onnx.TensorProto, path: Path) -> Constant:
-    size_bytes = check_tensor(tensor, path, f"constant {name!r}")
     value = Value(name, dtype_of_code(tensor.data_type, name), tuple(tensor.dims))
-    return Constant(value, size_bytes, partial(read_tensor, tensor, path))
+    return Constant(value, size_bytes(tensor), partial(read_tensor, tensor, path))
 
 
 def _sparse_constant(name: str, sparse: onnx.SparseTensorProto, path: Path) -> Constant:
-    size_bytes = check_sparse(sparse, path)
+    check_sparse(sparse)
     value = Value(name, dtype_of_code(sparse.values.data_type, name), tuple(sparse.dims), "sparse")
-    return Constant(value, size_bytes, partial(read_sparse, sparse, path))
+    stored_bytes = size_bytes(sparse.values) + size_bytes(sparse.indices)
+    return Constant(value, stored_bytes, partial(read_sparse, sparse, path))
 
 
 def _folded(node: onnx.NodeProto, path: Path) -> Constant | None:

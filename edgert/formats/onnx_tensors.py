@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgert.errors import ModelCorrupt, ModelUnsupported
-from edgert.formats.files import beside
+from edgert.formats.files import beside, map_file
 from edgert.tensor import BITS, Array, DType
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def count_of(dims: tuple[int, ...], owner: str) -> int:
     return math.prod(dims)
 
 
-def check_tensor(tensor: onnx.TensorProto, path: Path, owner: str) -> int:
-    """Size of a tensor in bytes, once it is certain that the file holds as much as its shape says.
+def check_tensor(tensor: onnx.TensorProto, path: Path, owner: str) -> None:
+    """Make certain that the file holds as much of a tensor as its shape says.
 
     Raises:
         ModelCorrupt: sizes do not fit, or its external data lies outside the model's folder.
@@ -62,28 +62,26 @@ def check_tensor(tensor: onnx.TensorProto, path: Path, owner: str) -> int:
     """
     dtype = dtype_of_code(tensor.data_type, owner)
     count = count_of(tuple(tensor.dims), owner)
-    expected = (count * BITS[dtype] + 7) // 8
+    expected = -1 if dtype == "string" else size_bytes(tensor)  # strings have a field of their own, always
     if tensor.data_location == 1:
-        _, _, length = external_range(tensor, path, owner)
-        expected = max(expected, 0) if dtype != "string" else -1
-        _same(length, expected, owner, "bytes of external data")
-        return length
-    if tensor.HasField("raw_data"):
-        _same(len(tensor.raw_data), -1 if dtype == "string" else expected, owner, "raw bytes")
-        return expected
-    return _check_fields(tensor, dtype, count, owner)
+        _same(external_range(tensor, path, owner)[2], expected, owner, "bytes of external data")
+    elif tensor.HasField("raw_data"):
+        _same(len(tensor.raw_data), expected, owner, "raw bytes")
+    else:
+        items = getattr(tensor, _FIELDS.get(dtype, "int32_data"))
+        if dtype.startswith("complex"):
+            count *= 2
+        elif BITS[dtype] in (2, 4) and len(items) != count:  # packed; some writers store one element an entry
+            count = expected
+        _same(len(items), count, owner, "elements")
 
 
-def _check_fields(tensor: onnx.TensorProto, dtype: DType, count: int, owner: str) -> int:
-    items = getattr(tensor, _FIELDS.get(dtype, "int32_data"))
-    size_bytes = (count * BITS[dtype] + 7) // 8
-    expected = count * 2 if dtype.startswith("complex") else count
-    if BITS[dtype] in (2, 4):  # packed; some writers store one element an entry
-        expected = len(items) if len(items) == count else size_bytes
-    _same(len(items), expected, owner, "elements")
+def size_bytes(tensor: onnx.TensorProto) -> int:
+    """Size of a checked tensor in the file."""
+    dtype = DTYPES[tensor.data_type]
     if dtype == "string":
-        return sum(len(item) for item in items)
-    return size_bytes
+        return sum(len(item) for item in tensor.string_data)
+    return (math.prod(map(int, tensor.dims)) * BITS[dtype] + 7) // 8
 
 
 def _same(got: int, expected: int, owner: str, what: str) -> None:
@@ -109,6 +107,14 @@ def external_range(tensor: onnx.TensorProto, path: Path, owner: str) -> tuple[Pa
             "The file is truncated: export or download it again.",
         )
     return file, offset, length
+
+
+def inlined(tensor: onnx.TensorProto, path: Path) -> onnx.TensorProto:
+    """A copy of a tensor whose external data lies in it."""
+    file, offset, length = external_range(tensor, path, f"tensor {tensor.name!r}")
+    copy = type(tensor)(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    copy.raw_data = bytes(map_file(file)[offset : offset + length]) if length else b""
+    return copy
 
 
 def read_tensor(tensor: onnx.TensorProto, path: Path) -> Array:
@@ -155,13 +161,16 @@ def read_sparse(sparse: onnx.SparseTensorProto, path: Path) -> Array:
     return dense
 
 
-def check_sparse(sparse: onnx.SparseTensorProto, path: Path) -> int:
-    """Size in the file of a sparse tensor, checked like `check_tensor`."""
+def check_sparse(sparse: onnx.SparseTensorProto) -> None:
+    """Check what `check_tensor` cannot see in a sparse tensor's two parts.
+
+    Raises:
+        ModelCorrupt: its shape is absurd, or its indices are not int64.
+    """
     owner = f"sparse tensor {sparse.values.name!r}"
     count_of(tuple(sparse.dims), owner)
-    if sparse.indices.data_type != 7:
+    if DTYPES[sparse.indices.data_type] != "int64":
         raise ModelCorrupt(f"{owner} has indices that are not int64.", "Export the model again.")
-    return check_tensor(sparse.values, path, owner) + check_tensor(sparse.indices, path, owner)
 
 
 def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:

@@ -6,10 +6,11 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgert.errors import ModelCorrupt
-from edgert.formats.onnx_tensors import MAX_BYTES, dtype_of_code
+from edgert.formats.onnx_tensors import MAX_BYTES, dtype_of_code, inlined, size_bytes
 from edgert.graph import Kind, Value
 from edgert.tensor import DType, Shape
 
@@ -73,7 +74,7 @@ def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str:
     return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param
 
 
-def types_of(model: onnx.ModelProto) -> Types:
+def types_of(model: onnx.ModelProto, path: Path) -> Types:
     """Types of all values as far as the file says or shape inference finds; never fails for lack of them.
 
     Raises:
@@ -86,7 +87,7 @@ def types_of(model: onnx.ModelProto) -> Types:
     if node_count > _MAX_NODES:
         _LOG.info("shape inference skipped: more than %d nodes", _MAX_NODES)
         return declared
-    inferred = _infer(model)
+    inferred = _infer(model, path)
     return declared if inferred is None else _collect(inferred.graph)
 
 
@@ -108,10 +109,10 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-def _infer(model: onnx.ModelProto) -> onnx.ModelProto | None:
+def _infer(model: onnx.ModelProto, path: Path) -> onnx.ModelProto | None:
     import onnx
 
-    stripped = _without_weights(model)
+    stripped = _without_weights(model, path)
     try:
         # The checker refuses what inference was not written to meet.
         onnx.checker.check_model(stripped, full_check=False)
@@ -123,25 +124,22 @@ def _infer(model: onnx.ModelProto) -> onnx.ModelProto | None:
     return None
 
 
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def _without_weights(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """A copy whose large initialisers are inputs of the same type: inference reads small ones alone."""
     import onnx
 
     stripped = onnx.ModelProto()
-    for name in ("ir_version", "opset_import", "functions"):
-        source = getattr(model, name)
-        if name == "ir_version":
-            stripped.ir_version = source
-        else:
-            getattr(stripped, name).extend(source)
+    stripped.ir_version = model.ir_version
+    stripped.opset_import.extend(model.opset_import)
+    stripped.functions.extend(model.functions)
     graph = stripped.graph
     for name in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(graph, name).extend(getattr(model.graph, name))
     graph.name = model.graph.name or "graph"
     inputs = {info.name for info in graph.input}
     for tensor in model.graph.initializer:
-        if tensor.data_location != 1 and tensor.ByteSize() <= _SMALL_BYTES:
-            graph.initializer.append(tensor)
+        if size_bytes(tensor) <= _SMALL_BYTES:
+            graph.initializer.append(inlined(tensor, path) if tensor.data_location == 1 else tensor)
         elif tensor.name not in inputs:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return stripped

@@ -46,13 +46,11 @@ class TfliteFile:
     """Node name -> index of its operator in the file."""
     tensors: Mapping[str, int] = field(repr=False)
     """Value name -> index of its tensor in the file."""
-    own_digest: str
-    """SHA-256 of the model file alone."""
     format: Format = "tflite"
 
     @cached_property
     def digest(self) -> str:
-        return digest_with(self.own_digest, companions(self.path, self.data))
+        return digest_with(sha256(self.data), companions(self.path, self.data))
 
     @cached_property
     def precision(self) -> Precision:
@@ -80,7 +78,7 @@ def open_tflite(path: Path, data: memoryview) -> TfliteFile:
         reader = _Tflite(path, data, model)
         main = reader.signature_list[0][1].subgraph if reader.signature_list else 0
         body = reader.body(main)
-    return TfliteFile(path, body.graph, data, main, body.operators, body.tensors, sha256(data))
+    return TfliteFile(path, body.graph, data, main, body.operators, body.tensors)
 
 
 def companions(path: Path, data: memoryview) -> Iterator[tuple[str, Path]]:

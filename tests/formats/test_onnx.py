@@ -247,6 +247,15 @@ def test_external_data_is_mapped_and_a_written_part_brings_its_own(tmp_path):
     np.testing.assert_allclose(np.maximum(part * 2, 0), whole, rtol=1e-6)
 
 
+def test_shapes_that_lie_in_external_data_take_part_in_inference(tmp_path):
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["r"]), helper.make_node("Relu", ["r"], ["y"])]
+    shape = numpy_helper.from_array(np.int64([2, 2]), "shape")
+    proto = model(nodes, [info("x")], [info("y", shape=(2, 2))], [shape])
+    path = tmp_path / "m.onnx"
+    onnx.save_model(proto, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    assert open_model(path).graph.values["r"].shape == (2, 2)
+
+
 def weights_of(proto, name):
     return next(numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if tensor.name == name)
 
@@ -347,6 +356,10 @@ def from_nowhere():
     return model([helper.make_node("Add", ["x", "ghost"], ["y"], "n")], [info("x")], [info("y")])
 
 
+def twin_inputs():
+    return model([helper.make_node("Relu", ["x"], ["y"])], [info("x"), info("x")], [info("y")])
+
+
 def no_such_output():
     return model([helper.make_node("Relu", ["x"], ["y"])], [info("x")], [info("ghost")])
 
@@ -364,7 +377,7 @@ def self_calling():
     [
         (models.cyclic, "'first'"), (huge_constant, "'w'"), (big_constant, "'w'"), (negative_constant, "'w'"),
         (huge_input, "'x'"), (double_write, "'two'"), (from_nowhere, "'ghost'"), (no_such_output, "'ghost'"),
-        (self_calling, "local::F"),
+        (self_calling, "local::F"), (twin_inputs, "'x'"),
     ],
 )  # fmt: skip
 def test_a_hostile_graph_is_corrupt_and_its_culprit_named(make, culprit, tmp_path):

@@ -126,7 +126,8 @@ def _mutate_message(rng: random.Random, message: Any) -> None:
         content = getattr(message, field.name)
         if not field.is_repeated:
             if field.message_type is None:
-                setattr(message, field.name, _scalar(rng, content))
+                numbers = list(field.enum_type.values_by_number) if field.enum_type else None
+                setattr(message, field.name, rng.choice(numbers) if numbers else _scalar(rng, content))
                 return
             if rng.random() < 0.1:
                 message.ClearField(field.name)
