@@ -9,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from edgert.devices.probe import glance
 from edgert.machine import Reach
 from edgert.measure import REMOTES
+
+settings.register_profile("edgert", deadline=None, max_examples=60)  # a loaded machine is no failure
+settings.load_profile("edgert")
 
 FOREIGN = Path(__file__).parent / "foreign"
 """Holds `foreign_backends.py`, installed for a test by the fixture `foreign`."""
