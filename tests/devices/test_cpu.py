@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 import pytest
-from tests.devices.boards import A55, PI4, PI5, V1, Board, pi
 
 from edgert.devices import cgroup, cpu
+from tests.devices.boards import A55, PI4, PI5, V1, Board, pi
 
 
 def test_a_raspberry_pi_4_is_one_cluster_without_the_int8_dot_product(tmp_path):
@@ -47,7 +47,9 @@ def test_equal_cores_at_clearly_different_clocks_are_two_devices(tmp_path):
 
 
 def test_a_hybrid_laptop_has_performance_and_efficiency_cores_and_smt_siblings_come_last(tmp_path):
-    board = Board(tmp_path).x86_info(16, "12th Gen Intel(R) Core(TM) i7-1260P", "avx2 fma avx_vnni").allow("0-15", "0-15")
+    board = (
+        Board(tmp_path).x86_info(16, "12th Gen Intel(R) Core(TM) i7-1260P", "avx2 fma avx_vnni").allow("0-15", "0-15")
+    )
     board.write("sys/devices/cpu_core/cpus", "0-7\n").write("sys/devices/cpu_atom/cpus", "8-15\n")
     for number in range(8):
         first = number - number % 2
@@ -173,7 +175,8 @@ def test_v1_without_limits_limits_nothing(tmp_path):
     board = Board(tmp_path).server().write("proc/self/cgroup", "4:memory:/\n3:cpu:/\n")
     board.write(
         "proc/self/mountinfo",
-        "31 23 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n32 23 0:28 / /m\\040x rw - cgroup cgroup rw,memory\n",
+        "31 23 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
+        "32 23 0:28 / /m\\040x rw - cgroup cgroup rw,memory\n",
     )
     board.write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n").write("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n")
     board.write("m x/memory.limit_in_bytes", "9223372036854771712\n")

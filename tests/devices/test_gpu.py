@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from tests.devices.boards import Board
 
 from edgert.devices import gpu, vulkan
+from tests.devices.boards import Board
 
 NVIDIA_SMI = gpu.nvidia_smi
 """The real function, which is replaced in most tests."""

@@ -6,9 +6,9 @@ import importlib.util
 import platform
 
 import pytest
-from tests.devices.boards import Board
 
 from edgert.devices import npu
+from tests.devices.boards import Board
 
 
 def accel(board: Board, number: int, driver: str) -> Board:

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.devices import bad_backends
-from tests.devices.boards import Board
 
 from edgert import devices
 from edgert.devices import cpu, probe
 from edgert.errors import CacheUnwritable
 from edgert.machine import BackendInfo, Device, Machine, Reach
+from tests.devices import bad_backends
+from tests.devices.boards import Board
 
 CPU = cpu.discover()[0]
 GPU = Device("gpu:0", "gpu", "Some GPU", 0)
