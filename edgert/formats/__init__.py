@@ -3,9 +3,9 @@
 | stage | call | where |
 |---|---|---|
 | bytes -> format | `open_model` | here, by content |
-| .onnx -> Graph | `onnx.open_onnx` | onnx, onnx_types, onnx_tensors |
-| .tflite -> Graph | `tflite.open_tflite` | tflite, flat |
-| nodes -> file | `ModelFile.write` | onnx_write, tflite_write |
+| .onnx -> Graph | `onnx.open_onnx` | onnx, onnx_check, onnx_types, onnx_tensors |
+| .tflite -> Graph | `tflite.open_tflite` | tflite, flat, tflite_tensors |
+| nodes -> file | `ModelFile.write` | cut, onnx_write, tflite_write |
 
 The libraries that know the formats (onnx, onnx-ir, the schema inside ai-edge-litert) are imported when a file needs
 them, and no bytes of a file are trusted: whatever is wrong with it is a `ModelError`.

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgert.errors import MissingPackage, ModelCorrupt, ModelUnsupported
+from edgert.errors import ModelCorrupt
 from edgert.formats.files import digest_with, sha256, unique_names
+from edgert.formats.onnx_check import STANDARD, check_texts, check_versions, domain_of, parse
 from edgert.formats.onnx_tensors import (
     check_sparse,
     check_tensor,
     dtype_of_code,
     external_range,
-    graphs,
     read_sparse,
     read_tensor,
     size_bytes,
@@ -34,7 +34,6 @@ from edgert.tensor import Array, dtype_of
 if TYPE_CHECKING:
     import onnx
 
-_STANDARD = ("", "ai.onnx")
 _PRECISIONS: Mapping[str, Precision] = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _QUANTISED = re.compile(
     r"(.*::)?(QuantizeLinear|DynamicQuantize.*|QLinear.*|Q(Gemm|Attention|Embed).*|.*Integer(ToFloat)?)"
@@ -82,8 +81,8 @@ def open_onnx(path: Path, data: memoryview) -> OnnxFile:
         ModelNotFound, ModelCorrupt, ModelUnsupported, MissingPackage: see `edgert.formats.open_model`.
     """
     model = parse(path, data)
-    _check_versions(path, model)
-    _check_texts(path, model)
+    check_versions(path, model)
+    check_texts(path, model)
     for tensor in tensors(model):
         check_tensor(tensor, path, f"tensor {tensor.name!r}")
     types = types_of(model, path)
@@ -97,42 +96,11 @@ def open_onnx(path: Path, data: memoryview) -> OnnxFile:
         **{name: getattr(body.graph, name) for name in ("format", "name", "nodes", "inputs", "outputs", "values")},
         constants=body.graph.constants,
         optional_inputs=_optional_inputs(model),
-        opsets={_domain(entry.domain): entry.version for entry in model.opset_import},
+        opsets={domain_of(entry.domain): entry.version for entry in model.opset_import},
         functions=tuple(f"{function.domain}::{function.name}" for function in model.functions),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
     return OnnxFile(path, graph, model, body.sources, body.folded, types, data)
-
-
-def parse(path: Path, data: memoryview) -> onnx.ModelProto:
-    """The file as a protobuf message.
-
-    Raises:
-        ModelCorrupt: it is none, or has no graph.
-        MissingPackage: onnx is not installed.
-    """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingPackage(
-            f"reading {path.name} needs the packages onnx and onnx-ir ({error}).",
-            'pip install "edgert[onnx]"',
-            package="onnx",
-        ) from error
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
-
-    try:
-        model: onnx.ModelProto = onnx.ModelProto.FromString(data)
-    except (DecodeError, MemoryError) as error:
-        remedy = "Export or download it again."
-        if len(data) >= 1 << 31:
-            remedy = "A protobuf message ends at 2 GiB: save the weights as external data."
-        raise ModelCorrupt(
-            f"model {str(path)!r} is no ONNX (or TFLite) file, or is truncated: {error}.", remedy
-        ) from error
-    if not model.HasField("graph") or model.ir_version < 1:
-        raise ModelCorrupt(f"model {str(path)!r} holds no ONNX graph.", "Export or download it again.")
-    return model
 
 
 def companions(path: Path, data: memoryview) -> Iterator[tuple[str, Path]]:
@@ -145,56 +113,6 @@ def _companions(model: onnx.ModelProto, path: Path) -> Iterator[tuple[str, Path]
         if tensor.data_location == 1:
             location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
             yield location, external_range(tensor, path, f"tensor {tensor.name!r}")[0]
-
-
-def _check_versions(path: Path, model: onnx.ModelProto) -> None:
-    import onnx
-
-    if model.ir_version > onnx.IR_VERSION:
-        raise ModelUnsupported(
-            f"model {str(path)!r} has IR version {model.ir_version}; "
-            f"onnx {onnx.__version__} reads up to {onnx.IR_VERSION}.",
-            "pip install --upgrade onnx, or export for an older version.",
-        )
-    if model.ir_version >= 3 and not model.opset_import:
-        raise ModelCorrupt(f"model {str(path)!r} names no operator set.", "Export the model again.")
-    newest = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": max(row[3] for row in onnx.helper.VERSION_TABLE)}
-    imports = [*model.opset_import, *(entry for function in model.functions for entry in function.opset_import)]
-    for entry in imports:
-        known = newest.get(_domain(entry.domain), entry.version)
-        if entry.version > known:
-            raise ModelUnsupported(
-                f"model {str(path)!r} uses operator set {entry.domain or 'ai.onnx'} {entry.version}; "
-                f"onnx {onnx.__version__} has {known}.",
-                "pip install --upgrade onnx, or export for an older operator set.",
-            )
-
-
-def _check_texts(path: Path, model: onnx.ModelProto) -> None:
-    """Refuse names that are no UTF-8: protobuf hands them over as bytes."""
-    nodes = [node for function in model.functions for node in function.node]
-    names: list[str] = [text for f in model.functions for text in (f.name, f.domain, f.overload, *f.input, *f.output)]
-    names += [text for entry in (*model.opset_import, *model.metadata_props) for text in _texts(entry)]
-    for graph in graphs(model):
-        nodes += graph.node
-        names += [graph.name, *(tensor.name for tensor in graph.initializer)]
-        names += [sparse.values.name for sparse in graph.sparse_initializer]
-        for info in (*graph.input, *graph.output, *graph.value_info):
-            names += [info.name, *(dim.dim_param for dim in info.type.tensor_type.shape.dim)]
-    for node in nodes:
-        names += [node.name, node.op_type, node.domain, node.overload, *node.input, *node.output]
-        names += [text for attribute in node.attribute for text in (attribute.name, attribute.ref_attr_name)]
-    wrong = next((name for name in names if not isinstance(name, str)), None)
-    if wrong is not None:
-        raise ModelCorrupt(f"model {str(path)!r}: the name {wrong!r} is no UTF-8.", "Export or download it again.")
-
-
-def _texts(entry: onnx.OperatorSetIdProto | onnx.StringStringEntryProto) -> tuple[str, ...]:
-    return (entry.domain,) if hasattr(entry, "domain") else (entry.key, entry.value)
-
-
-def _domain(domain: str) -> str:
-    return "" if domain in _STANDARD else domain
 
 
 def _optional_inputs(model: onnx.ModelProto) -> frozenset[str]:
@@ -286,7 +204,7 @@ def _sparse_constant(name: str, sparse: onnx.SparseTensorProto, path: Path) -> C
 
 def _folded(node: onnx.NodeProto, path: Path) -> Constant | None:
     """The constant that a `Constant` node is; None for any other node, or one whose value a function's caller sets."""
-    if node.op_type != "Constant" or node.domain not in _STANDARD or len(node.output) != 1 or len(node.attribute) != 1:
+    if node.op_type != "Constant" or node.domain not in STANDARD or len(node.output) != 1 or len(node.attribute) != 1:
         return None
     name, attribute = node.output[0], node.attribute[0]
     if not name or attribute.ref_attr_name:
@@ -326,7 +244,7 @@ def _node_names(nodes: Sequence[onnx.NodeProto]) -> tuple[str, ...]:
 
 def _node(node: onnx.NodeProto, name: str, inner: Sequence[_Body]) -> Node:
     captured = tuple(dict.fromkeys(name for body in inner for name in body.captured))
-    op = node.op_type if node.domain in _STANDARD else f"{node.domain}::{node.op_type}"
+    op = node.op_type if node.domain in STANDARD else f"{node.domain}::{node.op_type}"
     attributes = {attribute.name: _attribute(attribute) for attribute in node.attribute}
     return Node(
         name, op, tuple(node.input), tuple(node.output), attributes, tuple(body.graph for body in inner), captured

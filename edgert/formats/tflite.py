@@ -6,18 +6,16 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from edgert.errors import ModelUnsupported
 from edgert.formats.files import beside, digest_with, map_file, sha256, unique_names
 from edgert.formats.flat import Reader, schema, trusting
+from edgert.formats.tflite_tensors import read_constant
 from edgert.graph import Attribute, Constant, Format, Graph, Node, Quantization, Signature, Value
 from edgert.profile import Precision
-from edgert.tensor import BITS, Array, DType, Shape, numpy_dtype, size_bytes
+from edgert.tensor import DType, Shape, size_bytes
 
 _DTYPES: Mapping[str, DType] = {  # schema's name -> element type; resources and variants have none
     "FLOAT32": "float32", "FLOAT16": "float16", "INT32": "int32", "UINT8": "uint8", "INT64": "int64",
@@ -317,7 +315,7 @@ class _Tflite(Reader):
         if value.dtype != "string" and not sparse and asked_bytes != len(content):
             raise self.corrupt(f"constant {value.name!r} holds {len(content)} bytes, its shape asks for {asked_bytes}")
         shown = Value(value.name, value.dtype, shape, "sparse" if sparse else "tensor", value.quantization)
-        return Constant(shown, len(content), partial(_read, content, shown))
+        return Constant(shown, len(content), partial(read_constant, content, shown))
 
     def _content(self, value: Value, tensor: Any) -> memoryview:
         if tensor.ExternalBuffer():
@@ -341,46 +339,6 @@ class _Tflite(Reader):
         if start + size > len(content):
             raise self.corrupt(f"constant {value.name!r} needs bytes up to {start + size} of {len(content)}")
         return content[start : start + size]
-
-
-def _read(content: memoryview, value: Value) -> Array:
-    """A constant's array, read-only, on the file's own memory where numpy has the element type."""
-    shape = tuple(size for size in value.shape or () if isinstance(size, int))
-    dtype = value.dtype or "uint8"
-    if value.kind == "sparse":
-        raise ModelUnsupported(f"constant {value.name!r} is stored sparse.", "Read it through a backend.")
-    if dtype == "string":
-        return _strings(content, shape)
-    if BITS[dtype] < 8:
-        return _unpacked(content, dtype, shape)
-    array = np.frombuffer(content, numpy_dtype(dtype)).reshape(shape)
-    array.flags.writeable = False
-    return array
-
-
-def _strings(content: memoryview, shape: tuple[int, ...]) -> Array:
-    """TFLite's packing: count, then count + 1 offsets (int32), then the bytes."""
-    with trusting(Path("string tensor")):
-        count = int(np.frombuffer(content, "<i4", 1)[0]) if len(content) else 0
-        ends = np.frombuffer(content, "<i4", count + 1, 4).tolist() if count else [0]
-        texts = [bytes(content[a:b]).decode("utf-8", "surrogateescape") for a, b in pairwise(ends)]
-        array = np.array(texts, dtype=object).reshape(shape)
-    array.flags.writeable = False
-    return array
-
-
-def _unpacked(content: memoryview, dtype: DType, shape: tuple[int, ...]) -> Array:
-    """Elements of less than a byte, the first in the lowest bits."""
-    bits = BITS[dtype]
-    raw = np.frombuffer(content, np.uint8)
-    parts = np.stack([(raw >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)], axis=-1).reshape(-1)
-    count = int(np.prod(shape, dtype=np.int64))
-    plain = parts[:count].astype(np.int8)
-    if not dtype.startswith("u"):
-        plain = (plain ^ (1 << (bits - 1))) - (1 << (bits - 1))  # sign extension
-    array = plain.astype(numpy_dtype(dtype)).reshape(shape)
-    array.flags.writeable = False
-    return array
 
 
 def _scalar(content: Any) -> Attribute:
