@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from edgert.graph import Value
+    from edgert.machine import Machine
     from edgert.plan import Plan, Receipt
     from edgert.tensor import Array
     from edgert.transforms import Transform
@@ -54,10 +55,10 @@ def demo(
     """
     import edgert
 
-    with console.progress("looking at this machine", quiet=as_json):
-        machine = edgert.probe()
+    with console.progress("looking at this machine", quiet=as_json) as progress:
+        machine = edgert.probe(progress=progress)
     if not as_json:
-        console.show(_welcome(machine.devices[0].name, [each.name for each in machine.backends if each.usable]))
+        console.show(_welcome(machine))
     images, labels, about = _bundled()
     trials: list[Trial] = []
     failures: dict[str, EdgertError] = {}
@@ -115,34 +116,39 @@ def before(value: Value) -> list[Transform]:
     return [*steps, ToLayout("nchw" if value.shape is not None and value.shape[1] == 1 else "nhwc")]
 
 
-def _welcome(processor: str, backends: Sequence[str]) -> str:
+def _welcome(machine: Machine) -> str:
     from rich.markup import escape
 
-    return f"[bold]{escape(processor)}[/], backends: {escape(', '.join(backends))}  [dim](all of it: edgert probe)[/]"
+    devices = ", ".join(f"{device.id} [bold]{escape(device.name)}[/]" for device in machine.devices)
+    backends = ", ".join(dict.fromkeys(reach.backend for reach in machine.reached()))
+    return f"{devices}\ndriven by {escape(backends)}  [dim](more: edgert probe)[/]"
 
 
 def _show(trials: Sequence[Trial], images: Array, labels: Array, digits: int) -> None:
     from edgert.cli.units import time_text
     from edgert.cli.views import receipt_line, table
 
-    made = table("model", "runs on", "a request", "targets tried", "right", "in training", right=("a request", "right"))
+    right = ("a request", "tried", "right", "trained")
+    made = table("model", "runs on", *right, right=right, whole=("model", "runs on"))
     for trial in trials:
         targets = " → ".join(str(target) for target in trial.plan.targets)
-        made.add_row(trial.model, f"[bold green]{targets}[/]", time_text(trial.plan.measured_s),
-                     str(len(trial.plan.candidates)), f"[bold]{trial.accuracy:.1%}[/]",
-                     f"[dim]{trial.expected:.1%}[/]")  # fmt: skip
+        tried = sum(row.outcome != "untried" for row in trial.plan.candidates)
+        made.add_row(trial.model, f"[bold green]{targets}[/]", time_text(trial.plan.measured_s), str(tried),
+                     f"[bold]{trial.accuracy:.1%}[/]", f"[dim]{trial.expected:.1%}[/]")  # fmt: skip
     console.show(made)
     if trials:
         console.show(gallery(images, labels, trials[0].answers, digits), receipt_line(trials[0].receipt))
 
 
 def gallery(images: Array, labels: Array, answers: Array, count: int) -> RenderableType:
-    """Some digits with what was read; the first misread one is among them, if there is one."""
+    """A digit of each kind with what was read; the last one is the first that was misread, if there is one."""
     import numpy as np
     from rich.columns import Columns
 
-    wrong = np.flatnonzero(answers != labels)[:1]
-    shown = [*range(count - len(wrong)), *wrong] if count else []
+    wrong = [int(index) for index in np.flatnonzero(answers != labels)[:1]]
+    seen_before = [int(np.count_nonzero(labels[:index] == label)) for index, label in enumerate(labels)]
+    order = np.lexsort((labels, seen_before))  # 0 to 9, then each kind again
+    shown = [*order[: count - len(wrong)], *wrong] if count else []
     return Columns([_drawn(images[index], int(labels[index]), int(answers[index])) for index in shown], padding=(1, 3))
 
 

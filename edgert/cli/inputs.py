@@ -205,8 +205,9 @@ def fit(
     everything = random() if any(item.kind == "random" for item in given) else {}
     for item in given:
         if item.kind == "random" and not item.name:
+            named = {other.name for other in given}
+            lines += [f"{name}: random" for name in everything if name not in inputs and name not in named]
             inputs = {**everything, **inputs}
-            lines.append("the rest: random")
             continue
         value = _value_of(item, values)
         if value.name in inputs and any(other.name == value.name for other in given if other is not item):

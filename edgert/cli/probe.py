@@ -20,8 +20,8 @@ def probe(
     """
     import edgert
 
-    with console.progress("probing", quiet=as_json):
-        machine = edgert.probe(refresh=refresh)
+    with console.progress("probing", quiet=as_json) as progress:
+        machine = edgert.probe(refresh=refresh, progress=progress)
     if as_json:
         console.show_json(machine.to_json())
         return

@@ -97,10 +97,10 @@ def run(  # noqa: PLR0917 - a command's options are its arguments
         loaded = edgert.load(model, progress=progress, **arguments)
     with loaded:
         feed, lines = reading.fit(given, loaded.inputs, options, lambda: _random(model, seed))
-        result = loaded.run(feed)
+        result, values = loaded.run(feed), loaded.outputs
     top = None
     if names is not None or top_k is not None:
-        top = best_classes(result, loaded.outputs, names, top_k or 5, softmax=softmax)
+        top = best_classes(result, values, names, top_k or 5, softmax=softmax)
     if output is not None:
         _store(output, result)
     if as_json:

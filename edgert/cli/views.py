@@ -23,8 +23,14 @@ _LOW_PRECISION = ("bf16", "f16")
 
 def machine_view(machine: Machine) -> RenderableType:
     """Devices, then backends, then which backend drives which device and whether it counts right there."""
-    title = f"[bold]{escape(machine.system or machine.architecture)}[/] [dim]fingerprint {machine.fingerprint}[/]"
-    return Group(title, _devices(machine.devices), _backends(machine.backends), _reaches(machine.reaches))
+    title = f"[bold]{escape(machine.system or machine.architecture)}[/]"
+    return Group(
+        title,
+        f"[dim]fingerprint {machine.fingerprint}[/]",
+        _devices(machine.devices),
+        _backends(machine.backends),
+        _reaches(machine.reaches),
+    )
 
 
 def table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
