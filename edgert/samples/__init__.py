@@ -18,7 +18,7 @@ import numpy as np
 from edgert.errors import OptionError
 from edgert.graph import Graph, Value
 from edgert.samples.draw import draw
-from edgert.samples.rules import fact_of, map_of, sequence_length
+from edgert.samples.rules import SEQUENCE_LENGTH, fact_of, is_opened, is_sequence, map_of
 from edgert.samples.scope import Scope
 from edgert.samples.sizes import resolve
 from edgert.tensor import Data, dtype_of
@@ -78,14 +78,18 @@ def _one(scope: Scope, value: Value, seed: int, index: int) -> Data:
     rng = np.random.default_rng([seed, index, zlib.crc32(value.name.encode())])
     if value.kind == "map":
         return map_of(scope, value, rng)
+    if value.kind == "optional" and not is_opened(scope, value):
+        return None
+    sequence = is_sequence(scope, value)
     shape = scope.shape(value.name)
+    if shape is None and sequence:
+        shape = (2,)  # elements of a sequence may have any shape
     if shape is None:
         raise OptionError(f"the rank of input {value.name!r} is unknown and no operation tells it.", "Pass samples=.")
     fact = fact_of(scope, value)
-    length = sequence_length(scope, value)
-    if length is None:
-        return draw(value, shape, fact, rng)
-    return [draw(value, shape, fact, rng) for _ in range(length)]
+    if sequence:
+        return [draw(value, shape, fact, rng) for _ in range(SEQUENCE_LENGTH)]
+    return draw(value, shape, fact, rng)
 
 
 def _feed(state: Any, data: Data) -> None:

@@ -98,21 +98,25 @@ def draw(value: Value, known: KnownShape, fact: Fact, rng: np.random.Generator) 
     shape = tuple(1 if size is None else size for size in known)
     if fact.exact is not None:
         if fact.exact.size == int(np.prod(shape)):
-            return np.ascontiguousarray(fact.exact.reshape(shape).astype(dtype))
+            return np.array(fact.exact.reshape(shape), dtype, order="C")
         fact = replace(fact, exact=None, low=1, high=1)  # a part of a shape or of a list of axes: one is always valid
     if fact.choices or value.dtype == "string":
-        return _pick(fact.choices or WORDS, shape, rng).astype(dtype)
-    if fact.mask or value.dtype == "bool":
-        return _mask(shape, rng, fact).astype(dtype)
-    if dtype.kind == "c":
-        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
-    if value.dtype in FLOATS:
-        return _floats(value, shape, fact, rng).astype(dtype)
-    return _integers(value, shape, fact, rng).astype(dtype)
+        drawn = _pick(fact.choices or WORDS, shape, rng)
+    elif fact.mask or value.dtype == "bool":
+        drawn = _mask(shape, rng, fact)
+    elif dtype.kind == "c":
+        drawn = np.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
+    elif value.dtype in FLOATS:
+        drawn = _floats(value, shape, fact, rng)
+    else:
+        drawn = _integers(value, shape, fact, rng)
+    return drawn.astype(dtype)
 
 
 def _pick(choices: tuple[float | str, ...], shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    return np.asarray(choices, object)[rng.integers(0, len(choices), shape)].reshape(shape)
+    picked = np.empty(shape, object)
+    picked.reshape(-1)[:] = [choices[index] for index in rng.integers(0, len(choices), picked.size)]
+    return picked
 
 
 def _mask(shape: tuple[int, ...], rng: np.random.Generator, fact: Fact) -> Array:
@@ -160,8 +164,9 @@ def _is_image(shape: tuple[int, ...]) -> bool:
     return (shape[1] in channels and min(shape[2:]) >= 8) or (shape[3] in channels and min(shape[1:3]) >= 8)
 
 
-_USUAL = (0, 9)
-"""Range of an integer input of which nothing is known: small, so that sums and products stay in range."""
+_USUAL = (1, 9)
+"""Range of an integer input of which nothing is known: small, so that sums and products stay in range; no zero, since
+it may be a size or a divisor."""
 
 
 def _integers(value: Value, shape: tuple[int, ...], fact: Fact, rng: np.random.Generator) -> Array:
@@ -172,6 +177,8 @@ def _integers(value: Value, shape: tuple[int, ...], fact: Fact, rng: np.random.G
     # Narrow integers are quantised numbers: the whole range means something.
     usual = (least, most) if bits <= 8 else _USUAL
     low, high = _bounds(fact.low, shape, np.maximum), _bounds(fact.high, shape, np.minimum)
+    if value.quantization is not None and value.quantization.zero_points and bits == 8 and low is None and high is None:
+        return _codes(value.quantization.zero_points[0], (least, most), shape, rng)
     if low is None:
         low = np.full(shape, float(usual[0])) if high is None else np.minimum(high, float(usual[0]))
     if high is None:
@@ -184,3 +191,14 @@ def _integers(value: Value, shape: tuple[int, ...], fact: Fact, rng: np.random.G
     if fact.nonzero:
         drawn = np.where(drawn == 0, 1, drawn)
     return np.sort(drawn, axis=-1) if fact.rising and shape else np.asarray(drawn)
+
+
+def _codes(zero_point: int, codes: tuple[int, int], shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Quantised numbers over the whole range, most of them near zero: uniform ones would saturate a trained network.
+
+    Where the zero point lies near an end (an image from 0 to 1), they gather in the middle.
+    """
+    least, most = codes
+    width = most - least
+    centre = zero_point if least + width // 4 <= zero_point <= most - width // 4 else (least + most) // 2
+    return np.clip(np.rint(centre + rng.standard_normal(shape) * (width / 6)), least, most).astype(np.int64)

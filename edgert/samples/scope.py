@@ -125,8 +125,12 @@ _SAME_VALUES = frozenset(
      "GATHER"}
 )  # fmt: skip
 """Operations whose outputs hold elements of input 0, unchanged, in some order."""
-_MANY = frozenset({"Concat", "CONCATENATION", "PACK", "UNPACK", "SPLIT", "SPLIT_V"})
-"""The same for every input."""
+_MANY = frozenset(
+    {"Concat", "Max", "Min", "Clip", "CONCATENATION", "PACK", "UNPACK", "SPLIT", "SPLIT_V", "MAXIMUM", "MINIMUM"}
+)
+"""The same for every input; limits are among them: what fits after clipping also fits before."""
+_CHOICES = frozenset({"Where", "SELECT", "SELECT_V2"})
+"""Outputs hold elements of inputs 1 and 2."""
 _STEPS = 400
 """How many readers to look at before giving up on one input."""
 
@@ -158,7 +162,11 @@ def seen_by(scope: Scope, name: str) -> Iterator[Seen]:
 def _passed_on(site: Site, scale: float, shift: float) -> list[tuple[str, tuple[float, float]]]:
     """Outputs that still hold the elements, with the line that maps the input to them."""
     node = site.node
-    if (node.op in _SAME_VALUES and site.position == 0) or node.op in _MANY:
+    if (
+        (node.op in _SAME_VALUES and site.position == 0)
+        or node.op in _MANY
+        or (node.op in _CHOICES and site.position > 0)
+    ):
         return [(out, (scale, shift)) for out in node.writes]
     line = _affine(site, scale, shift)
     return [] if line is None else [(out, line) for out in node.writes]
