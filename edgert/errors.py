@@ -2,7 +2,8 @@
 
     EdgertError
     ├── OptionError             a setting that the caller chose does not make sense
-    │   └── UnknownTarget       a target or device that this machine or edgert does not have
+    │   ├── UnknownTarget       a target or device that this machine or edgert does not have
+    │   └── Infeasible          no placement keeps every limit
     ├── ModelError              the model file is at fault
     │   ├── ModelNotFound       no such file, or not readable
     │   ├── ModelCorrupt        truncated, malformed or hostile
@@ -49,6 +50,7 @@ __all__ = [
     "DeviceLost",
     "DtypeMismatch",
     "EdgertError",
+    "Infeasible",
     "InputError",
     "MissingInput",
     "MissingPackage",
@@ -95,6 +97,17 @@ class OptionError(EdgertError):
 
 class UnknownTarget(OptionError):
     """A target, device or backend was named that is not there."""
+
+
+class Infeasible(OptionError):
+    """No placement keeps every limit; the message says which block, which limit, and by how much."""
+
+    block: str | None
+    """Id of the block that does not fit; None when only all of them together do not."""
+    limit: str
+    """'target', 'group', 'memory', 'segments', 'energy' or 'link'."""
+    excess: float | None
+    """By how much the limit is missed, in its own unit; None where that has no number."""
 
 
 class ModelError(EdgertError):
