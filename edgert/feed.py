@@ -9,7 +9,7 @@ import numpy as np
 
 from edgert.errors import DtypeMismatch, InputError, MissingInput, ShapeMismatch, UnknownInput
 from edgert.graph import Value
-from edgert.tensor import Array, Data, Shape, dtype_of, from_foreign, numpy_dtype, shape_text
+from edgert.tensor import BITS, FLOATS, Array, Data, Shape, dtype_of, from_foreign, numpy_dtype, shape_text
 
 
 class Feeder:
@@ -41,7 +41,10 @@ class Feeder:
         feed: dict[str, Data] = {}
         for name, dtype, shape in self._fast:
             given = inputs.get(name)
-            if type(given) is np.ndarray and given.dtype == dtype and given.shape == shape and given.flags.c_contiguous:
+            if (
+                type(given) is np.ndarray and given.dtype == dtype and given.shape == shape
+                and (flags := given.flags).c_contiguous and flags.aligned
+            ):  # fmt: skip
                 feed[name] = given
             elif name in inputs:
                 feed[name] = _convert(given, self._values[name])
@@ -94,9 +97,12 @@ def _looks_positional(inputs: Sequence[Any], value: Value) -> bool:
     """Whether a list for a model with one input is the list of its inputs, rather than that input as nested lists."""
     if value.kind in ("sequence", "map"):
         return len(inputs) == 1 and isinstance(inputs[0], list | tuple | Mapping)
-    return len(inputs) == 1 and (
-        hasattr(inputs[0], "shape") or value.shape is None or np.ndim(inputs[0]) == len(value.shape)
-    )
+    if len(inputs) != 1 or hasattr(inputs[0], "shape") or value.shape is None:
+        return len(inputs) == 1
+    try:
+        return np.ndim(inputs[0]) == len(value.shape)
+    except (ValueError, TypeError):  # no array at all; whoever converts it says so
+        return True
 
 
 def _convert(given: Any, value: Value) -> Data:
@@ -108,7 +114,7 @@ def _convert(given: Any, value: Value) -> Data:
                 f"input {value.name!r} is a sequence, not a {type(given).__name__}.", "Pass a list of arrays."
             )
         return [_tensor(item, value) for item in given]
-    if value.kind == "map" or isinstance(given, Mapping):
+    if value.kind == "map" or (isinstance(given, Mapping) and value.dtype is None):
         if not isinstance(given, Mapping):
             raise InputError(f"input {value.name!r} is a map, not a {type(given).__name__}.", "Pass a dict.")
         return dict(given)
@@ -129,7 +135,8 @@ def _tensor(given: Any, value: Value) -> Array:
         return np.ascontiguousarray(array) if array.ndim else array
     loose = not isinstance(given, np.ndarray | np.generic) and not hasattr(given, "__dlpack__")
     array = _cast(array, value, loose)
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    # Kernels may read whole vectors at once, which some processors do from aligned addresses only.
+    return array if array.flags.c_contiguous and array.flags.aligned else np.array(array, order="C")
 
 
 def _cast(array: Array, value: Value, loose: bool) -> Array:
@@ -138,22 +145,52 @@ def _cast(array: Array, value: Value, loose: bool) -> Array:
     """
     wanted = value.dtype or ""
     if wanted == "string":
-        if dtype_of(array) != "string":
-            raise _wrong_dtype(array, value)
-        return array.astype(object) if array.dtype != object else array
+        return _texts(array, value, loose)
     dtype = numpy_dtype(wanted)
     if array.dtype == dtype:
         return array if array.dtype.isnative else array.astype(dtype)
-    if array.dtype.kind == "O":
-        raise _wrong_dtype(array, value)
-    if loose:
-        cast = array.astype(dtype)
-        exact = dtype.kind not in "iub" or bool((cast.astype(array.dtype) == array).all())
-        if exact and (array.dtype.kind, dtype.kind) != ("c", "f"):
-            return cast
-    elif array.dtype.kind == dtype.kind and np.can_cast(array.dtype, dtype, "safe"):
+    if loose and _is_number(array, wanted):
+        with np.errstate(over="ignore", invalid="ignore"):  # what is lost is looked at below
+            cast = array.astype(dtype)
+            if _kept(array, cast, wanted):
+                return cast
+    elif not loose and array.dtype.kind == dtype.kind and np.can_cast(array.dtype, dtype, "safe"):
         return array.astype(dtype)
     raise _wrong_dtype(array, value)
+
+
+def _is_number(array: Array, wanted: str) -> bool:
+    """Whether the values of a list can stand for `wanted` at all: text is never parsed, no imaginary part dropped."""
+    dtype = dtype_of(array)
+    return dtype in BITS and dtype != "string" and (not dtype.startswith("complex") or wanted.startswith("complex"))
+
+
+def _kept(array: Array, cast: Array, wanted: str) -> bool:
+    """Whether a cast lost nothing but a float's last digits: integers are exact, and nothing overflowed."""
+    if wanted in FLOATS or wanted.startswith("complex"):
+        wide = cast if cast.dtype.kind in "fc" else cast.astype(np.float64)
+        return bool((np.isfinite(wide) | ~np.isfinite(array)).all())
+    return bool((cast.astype(array.dtype) == array).all())
+
+
+def _texts(array: Array, value: Value, loose: bool) -> Array:
+    """An object array of `str`; bytes are read as UTF-8."""
+    if loose and not array.size:
+        return np.empty(array.shape, dtype=object)
+    if dtype_of(array) != "string":
+        raise _wrong_dtype(array, value)
+    objects = array.astype(object, copy=False)
+    if all(type(item) is str for item in objects.flat):
+        return objects
+    texts = np.empty(array.shape, dtype=object)
+    for index, item in np.ndenumerate(objects):
+        if not isinstance(item, str | bytes):
+            raise InputError(f"input {value.name!r} holds a {type(item).__name__} in place of text.", "Pass str.")
+        try:
+            texts[index] = item.decode() if isinstance(item, bytes) else str(item)
+        except UnicodeDecodeError as error:
+            raise InputError(f"input {value.name!r} holds bytes that are no UTF-8: {error}.", "Pass str.") from error
+    return texts
 
 
 def _wrong_dtype(array: Array, value: Value) -> DtypeMismatch:
