@@ -30,6 +30,11 @@ class Tolerance:
     """Floats at a lower precision than the model's own (and float outputs of quantised models beyond `lsb`)."""
     same_top1: bool = True
     """At a lower precision, also the same index of the maximum."""
+    relative: float | None = None
+    """When set, in place of `range_fraction` and `sqnr_db`: every float element within `absolute` + `relative` *
+    |reference|, as in numpy.allclose. Stricter near zero, where a fraction of the range allows noise."""
+    absolute: float = 0.0
+    """Goes with `relative`."""
 
 
 @dataclass(frozen=True, slots=True)

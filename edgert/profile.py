@@ -98,6 +98,8 @@ class OutputError:
     """10 log10(signal power / error power); inf when equal."""
     top1: bool
     """Same index of the maximum along the last axis, ties within the error accepted."""
+    excess: float = 0.0
+    """max(|difference| - relative * |reference|) over the elements, for the `Tolerance.relative` that was asked for."""
     mismatch: str = ""
     """What no tolerance forgives: another shape, dtype, text or truth value; '' when comparable."""
 

@@ -32,7 +32,7 @@ _EIGHT_OR_SIXTEEN_BITS = frozenset(("int8", "uint8", "int16", "uint16"))
 
 
 def compare(
-    reference: Mapping[str, Data], answer: Mapping[str, Data], steps: Mapping[str, float]
+    reference: Mapping[str, Data], answer: Mapping[str, Data], steps: Mapping[str, float], relative: float = 0.0
 ) -> tuple[OutputError, ...]:
     """Distance of every output of `answer` from that of `reference`.
 
@@ -40,9 +40,10 @@ def compare(
         reference: outputs by name.
         answer: outputs by name, of the same model on the same inputs.
         steps: as `output_steps` gives: the real-valued size of one integer step, for float outputs that have one.
+        relative: `Tolerance.relative`, for `OutputError.excess`.
     """
     return tuple(
-        _distance(name, expected, answer[name], steps.get(name, 0.0))
+        _distance(name, expected, answer[name], steps.get(name, 0.0), relative)
         if name in answer
         else _mismatch(name, "is missing")
         for name, expected in reference.items()
@@ -60,6 +61,7 @@ def worst(many: Sequence[tuple[OutputError, ...]]) -> tuple[OutputError, ...]:
                 max(error.lsb for error in errors),
                 min(error.sqnr_db for error in errors),
                 all(error.top1 for error in errors),
+                max(error.excess for error in errors),
                 next((error.mismatch for error in errors if error.mismatch), ""),
             )
         )
@@ -95,6 +97,9 @@ def _outside(  # noqa: PLR0911 - one return a rule, in the order in which they a
     if dtype not in FLOATS and not dtype.startswith("complex"):
         steps = tolerance.lsb if own == "i8" and dtype in _EIGHT_OR_SIXTEEN_BITS else 0
         return f"off by {error.lsb}, {steps} allowed" if error.lsb > steps else ""
+    if tolerance.relative is not None:
+        allowed = f"{tolerance.absolute:g} + {tolerance.relative:g} |x|"
+        return f"an element is off by more than {allowed}" if error.excess > tolerance.absolute else ""
     if error.range_fraction <= max(tolerance.range_fraction, 2 * _EPSILON.get(dtype, 0.0)):
         return ""
     if own == "i8" and precision == "i8" and 0 < error.lsb <= tolerance.lsb:
@@ -113,15 +118,15 @@ def _outside(  # noqa: PLR0911 - one return a rule, in the order in which they a
 
 
 def _mismatch(name: str, reason: str) -> OutputError:
-    return OutputError(name, math.inf, 0, -math.inf, False, reason)
+    return OutputError(name, math.inf, 0, -math.inf, False, math.inf, reason)
 
 
-def _distance(name: str, expected: Data, got: Data, step: float) -> OutputError:
+def _distance(name: str, expected: Data, got: Data, step: float, relative: float) -> OutputError:
     pairs = list(_leaves(expected, got))
     bad = next((pair for pair in pairs if isinstance(pair, str)), None)
     if bad is not None:
         return _mismatch(name, bad)
-    distances = [_array_distance(name, *pair, step) for pair in pairs if not isinstance(pair, str)]
+    distances = [_array_distance(name, *pair, step, relative) for pair in pairs if not isinstance(pair, str)]
     return worst([(distance,) for distance in distances])[0] if distances else OutputError(name, 0.0, 0, math.inf, True)
 
 
@@ -146,7 +151,7 @@ def _leaves(expected: Any, got: Any) -> Iterator[tuple[Array, Array] | str]:
         yield (np.asarray(expected), np.asarray(got))
 
 
-def _array_distance(name: str, expected: Array, got: Array, step: float) -> OutputError:
+def _array_distance(name: str, expected: Array, got: Array, step: float, relative: float) -> OutputError:
     dtype = dtype_of(expected)
     if dtype != dtype_of(got):
         return _mismatch(name, f"has dtype {dtype_of(got)}, not {dtype}")
@@ -158,7 +163,7 @@ def _array_distance(name: str, expected: Array, got: Array, step: float) -> Outp
         same = bool(np.array_equal(expected.astype(str), got.astype(str)))
         return OutputError(name, 0.0, 0, math.inf, True) if same else _mismatch(name, f"differs ({dtype})")
     if dtype in FLOATS or dtype.startswith("complex"):
-        return _float_distance(name, expected, got, step)
+        return _float_distance(name, expected, got, step, relative)
     return _integer_distance(name, expected, got)
 
 
@@ -176,12 +181,12 @@ def _integer_distance(name: str, expected: Array, got: Array) -> OutputError:
     )
 
 
-def _float_distance(name: str, expected: Array, got: Array, step: float) -> OutputError:
+def _float_distance(name: str, expected: Array, got: Array, step: float, relative: float) -> OutputError:
     wide: Any = np.complex128 if expected.dtype.kind == "c" else np.float64
     reference, answer = expected.astype(wide), got.astype(wide)
     finite = np.isfinite(reference)
     if not np.array_equal(reference[~finite], answer[~finite], equal_nan=True) or not np.isfinite(answer[finite]).all():
-        return OutputError(name, math.inf, 0, -math.inf, False)
+        return OutputError(name, math.inf, 0, -math.inf, False, math.inf)
     kept, difference = reference[finite], np.abs(answer[finite] - reference[finite])
     if not kept.size or not difference.any():
         return OutputError(name, 0.0, 0, math.inf, True)
@@ -192,7 +197,8 @@ def _float_distance(name: str, expected: Array, got: Array, step: float) -> Outp
     spread = spread or float(magnitude.max()) or 1.0
     lsb = math.ceil(largest / step - 1e-3) if step else 0
     top1 = _same_top1(reference, answer) if wide is np.float64 and finite.all() else True
-    return OutputError(name, largest / spread, lsb, _sqnr_db(kept, difference), top1)
+    excess = max(0.0, float((difference - relative * magnitude).max()))
+    return OutputError(name, largest / spread, lsb, _sqnr_db(kept, difference), top1, excess)
 
 
 def _sqnr_db(signal: Array, noise: Array) -> float:
@@ -249,6 +255,6 @@ def same_form(reference: Mapping[str, Data], answer: Mapping[str, Data]) -> tupl
     """As `compare`, but only shapes and dtypes count: for models that draw random numbers."""
     errors = compare(reference, answer, {})
     return tuple(
-        OutputError(error.name, 0.0, 0, math.inf, True, error.mismatch if error.mismatch[:3] != "dif" else "")
+        OutputError(error.name, 0.0, 0, math.inf, True, 0.0, error.mismatch if error.mismatch[:3] != "dif" else "")
         for error in errors
     )

@@ -28,6 +28,7 @@ from edgert.tensor import Data
 __all__ = ["Assignment", "Memory", "Wish", "first_plan", "make_plan", "user_samples"]
 
 _log = logging.getLogger(__name__)
+_SMALL_BYTES = 1 << 20
 _ONE_AT_A_TIME = threading.Lock()
 """Two races in one process would time each other."""
 
@@ -66,7 +67,7 @@ def make_plan(assignment: Assignment, cancelled: Callable[[], bool] = lambda: Fa
     """
     source, wish = assignment.source, assignment.wish
     found = candidates(source, assignment.machine, wish.precision, wish.targets)
-    samples = list(assignment.samples) or synthesise(assignment.file.graph)
+    samples = _samples(assignment)
     with _ONE_AT_A_TIME:
         started_s = time.monotonic()
         course = Course(
@@ -85,6 +86,20 @@ def make_plan(assignment: Assignment, cancelled: Callable[[], bool] = lambda: Fa
     assignment.memory.keep_plan(wish, plan)
     assignment.memory.keep_rows(wish.samples, plan.verification.reference, plan.candidates)
     return plan
+
+
+def _samples(assignment: Assignment) -> list[Mapping[str, Data]]:
+    """The user's, else synthesised; none for a graph that does not say what it takes."""
+    if assignment.samples:
+        return list(assignment.samples)
+    graph = assignment.file.graph
+    # A second and third set catch a library that ignores an input: cheap for small models, too slow for large ones.
+    count = 3 if graph.weight_bytes < _SMALL_BYTES else 1
+    try:
+        return list(synthesise(graph, count=count))
+    except OptionError as error:
+        _log.warning("%s: no inputs to check and time on: %s", assignment.file.path.name, error)
+        return []
 
 
 def _measured(
@@ -196,7 +211,7 @@ def first_plan(assignment: Assignment) -> Plan:
     source = assignment.source
     found = candidates(source, assignment.machine, assignment.wish.precision, assignment.wish.targets)
     resort = [row.target for row in found.left_out if row.target.backend == LAST_RESORT]
-    samples = list(assignment.samples) or synthesise(assignment.file.graph)
+    samples = _samples(assignment)
     course = Course(source, assignment.machine, samples, assignment.memory.compiled(), time.monotonic(), 0.0)
     rows: list[Row] = []
     with Trials(course) as work:

@@ -58,7 +58,7 @@ class Checker:
         pairs = zip(expected, got, strict=True)
         if self.random:
             return worst([same_form(one, other) for one, other in pairs])
-        return worst([compare(one, other, self._steps) for one, other in pairs])
+        return worst([compare(one, other, self._steps, self._tolerance.relative or 0.0) for one, other in pairs])
 
     def reason(self, errors: Sequence[OutputError], target: Target) -> str:
         """Why they leave the tolerance of that target; '' when they do not."""
@@ -76,6 +76,8 @@ def _evaluate(course: Course) -> Reference:
         return Reference("", reason="onnx's evaluator reads no .tflite")
     if reach is None:
         return Reference("", reason="onnx's evaluator is not installed")
+    if not course.samples:
+        return Reference("", reason="there are no inputs to check on")
     target = Target(LAST_RESORT, reach.device, course.source.precision)
     remote = REMOTES.borrow(f"{LAST_RESORT}@{reach.device}")
     started_s = time.monotonic()

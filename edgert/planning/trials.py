@@ -114,6 +114,8 @@ class Trials:
         row = Row(
             target, "ok", ran_on=runnable.ran_on, prepare_s=runnable.prepare_s, memory_bytes=runnable.memory_bytes
         )
+        if not course.samples:
+            return Trial(replace(row, outcome="untried", reason="there are no inputs to try it on"), prepared=True)
         answers, seconds = [], []
         try:
             for index in range(len(course.samples)):
