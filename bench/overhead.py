@@ -3,7 +3,7 @@
     python -m bench.overhead [--rounds 30] [--model mobilenetv2.onnx] [--json]
 
     run      Model.run, receipt included, minus the same backend called by hand, on a tiny model       <= 10 us
-    import   import edgert minus import numpy, each in a fresh interpreter                             <= 40 ms
+    import   import numpy, edgert minus import numpy, each in a fresh interpreter                      <= 40 ms
     load     the second edgert.load of a model / its backend's own preparation, in fresh interpreters  <= 1.3
     probe    `edgert probe` from the cache, from the shell                                             <= 1 s
 
@@ -41,7 +41,7 @@ class Figure:
     value: float
     low: float
     high: float
-    """The 95% interval of the median-like `value` over the rounds."""
+    """Bounds of the 95% interval of `value` over the rounds."""
     limit: float
     unit: str
     first: float
@@ -55,11 +55,16 @@ class Figure:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of the middle half and its interval by Student's t: an interquartile mean, since a machine that is shared has outliers."""
-    ordered = sorted(values)
-    middle = ordered[len(ordered) // 4 : len(ordered) - len(ordered) // 4]
-    mean = statistics.fmean(middle)
-    half = student_975(len(middle) - 1) * statistics.stdev(middle) / math.sqrt(len(middle))
+    """Mean of the middle half, and its 95% interval: a shared machine has outliers (Tukey & McLaughlin 1963).
+
+    Args:
+        values: at least 8, one a round.
+    """
+    ordered, cut = sorted(values), len(values) // 4
+    middle = ordered[cut : len(ordered) - cut]
+    winsorised = [min(max(value, middle[0]), middle[-1]) for value in ordered]
+    error = statistics.stdev(winsorised) / (len(middle) / len(ordered) * math.sqrt(len(ordered)))
+    mean, half = statistics.fmean(middle), student_975(len(middle) - 1) * error
     return mean, mean - half, mean + half
 
 
@@ -79,8 +84,8 @@ def run_figure(rounds: int) -> Figure:
     with edgert.load(path("digits_f32.onnx"), targets=["onnxruntime@cpu:0/f32/1t"]) as model:
         pairs = [(_median_call(lambda: model.run(feed)), _median_call(lambda: session.run(names, feed)))
                  for _ in range(rounds)]  # fmt: skip
-    value, low, high = interval([1e6 * (ours - theirs) for ours, theirs in pairs])
-    return _figure("run", "Model.run - onnxruntime by hand, tiny model", (value, low, high), 10.0, "us", pairs)
+    values = interval([1e6 * (ours - theirs) for ours, theirs in pairs])
+    return _figure("run", "Model.run - onnxruntime by hand, tiny model", values, (10.0, "us"), pairs)
 
 
 def _median_call(call: Callable[[], object]) -> float:
@@ -93,15 +98,16 @@ def _median_call(call: Callable[[], object]) -> float:
 
 
 def import_figure(rounds: int) -> Figure:
-    """`import edgert` against `import numpy`, whole interpreters."""
-    _fresh("import edgert")  # compiles what is not compiled yet
-    pairs = [(_fresh("import edgert"), _fresh("import numpy")) for _ in range(rounds)]
-    values = interval([1e3 * (ours - theirs) for ours, theirs in pairs])
-    return _figure("import", "import edgert - import numpy", values, 40.0, "ms", pairs)
+    """What `import edgert` adds to `import numpy`, `edgert.load` looked up as well; whole interpreters."""
+    ours = "import numpy, edgert; edgert.load"
+    _fresh(ours)  # compiles what is not compiled yet
+    pairs = [(_fresh(ours), _fresh("import numpy")) for _ in range(rounds)]
+    values = interval([1e3 * (first - second) for first, second in pairs])
+    return _figure("import", "import numpy, edgert; edgert.load - import numpy", values, (40.0, "ms"), pairs)
 
 
 def load_figure(rounds: int, model: Path, cache: Path) -> Figure:
-    """A load from the cache against what the chosen backend needs to prepare the same target, both in fresh interpreters.
+    """A load from the cache against the chosen backend preparing the same target by hand, both in fresh interpreters.
 
     The imports of the backend's own library are on both sides; each side times itself.
     """
@@ -110,7 +116,7 @@ def load_figure(rounds: int, model: Path, cache: Path) -> Figure:
     theirs = _by_hand(model, cache)
     pairs = [(_timed(ours), _timed(theirs)) for _ in range(rounds)]
     values = interval([first / second for first, second in pairs])
-    return _figure("load", f"second load of {model.name} / its backend's own preparation", values, 1.3, "x", pairs)
+    return _figure("load", f"second load of {model.name} / its backend's own preparation", values, (1.3, "x"), pairs)
 
 
 def _by_hand(model: Path, cache: Path) -> str:
@@ -145,17 +151,19 @@ def probe_figure(rounds: int) -> Figure:
     command = [sys.executable, "-c", "from edgert.cli import main; main()", "probe"]
     subprocess.run(command, check=True, capture_output=True)
     times_s = [_wall(command) for _ in range(rounds)]
-    return _figure(
-        "probe", "edgert probe, from the cache", interval(times_s), 1.0, "s", [(each, 0.0) for each in times_s]
-    )
+    pairs = [(time_s, 0.0) for time_s in times_s]
+    return _figure("probe", "edgert probe, from the cache", interval(times_s), (1.0, "s"), pairs)
 
 
 def _figure(
-    name: str, what: str, values: tuple[float, float, float], limit: float, unit: str,
+    name: str,
+    what: str,
+    values: tuple[float, float, float],
+    limit: tuple[float, str],
     pairs: Sequence[tuple[float, float]],
-) -> Figure:  # fmt: skip
+) -> Figure:
     first, second = (statistics.median(side) for side in zip(*pairs, strict=True))
-    return Figure(name, what, *values, limit, unit, first, second)
+    return Figure(name, what, *values, *limit, first, second)
 
 
 def _fresh(code: str) -> float:
