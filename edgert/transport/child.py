@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from edgert import errors
@@ -103,15 +103,18 @@ class Child:
         Raises:
             ChildTimeout: no answer within `timeout_s`; the child is killed.
             ChildDied: it exited or was killed; says how, with the last words that it wrote.
+            WireError: the request cannot be sent; the child has not seen it.
             EdgertError: whatever the service raised.
         """
+        message = wire.encode({"method": method, **({"body": dict(body)} if body else {})}, data)
         with self._lock:
             try:
                 if not self._ready:
-                    self._receive(START_TIMEOUT_S)
+                    receive(self._socket, time.monotonic() + START_TIMEOUT_S)
                     self._ready = True
-                self._send({"method": method, **({"body": dict(body)} if body else {})}, data)
-                answer, values = self._receive(timeout_s)
+                deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+                self._send(message, deadline_s)
+                answer, values = receive(self._socket, deadline_s)
             except TimeoutError as error:
                 self.kill()
                 limit = START_TIMEOUT_S if not self._ready else timeout_s or 0.0
@@ -150,14 +153,11 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send(self, body: Mapping[str, Any], data: Mapping[str, Data] | None) -> None:
-        self._socket.settimeout(None)
-        for piece in wire.pieces(wire.encode(body, data)):
+    def _send(self, message: Sequence[bytes | memoryview], deadline_s: float | None) -> None:
+        for piece in wire.pieces(message):
+            # A child that reads nothing any more would block a large request for ever.
+            self._socket.settimeout(None if deadline_s is None else max(1e-3, deadline_s - time.monotonic()))
             self._socket.sendall(piece)
-
-    def _receive(self, timeout_s: float | None) -> wire.Message:
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        return receive(self._socket, deadline_s)
 
     def _obituary(self, method: str) -> ChildDied:
         """What is known of the end of the child, which has closed its socket."""
