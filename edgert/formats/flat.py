@@ -68,7 +68,7 @@ def trusting(path: Path) -> Iterator[None]:
     try:
         yield
     except (
-        struct.error, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError
+        struct.error, LookupError, ValueError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError
     ) as error:  # fmt: skip
         raise ModelCorrupt(
             f"model {str(path)!r} is a truncated or malformed TFLite file ({type(error).__name__}: {error}).",

@@ -109,6 +109,11 @@ def external_range(tensor: onnx.TensorProto, path: Path, owner: str) -> tuple[Pa
     return file, offset, length
 
 
+def is_extended(dtype: DType) -> bool:
+    """Whether numpy alone lacks an element type."""
+    return BITS[dtype] < 8 or dtype.startswith(("bfloat", "float8"))
+
+
 def inlined(tensor: onnx.TensorProto, path: Path) -> onnx.TensorProto:
     """A copy of a tensor whose external data lies in it."""
     file, offset, length = external_range(tensor, path, f"tensor {tensor.name!r}")
@@ -119,8 +124,7 @@ def inlined(tensor: onnx.TensorProto, path: Path) -> onnx.TensorProto:
 
 def read_tensor(tensor: onnx.TensorProto, path: Path) -> Array:
     """A tensor's array, read-only; external data is memory-mapped. Strings as `str` in an object array."""
-    import onnx
-
+    dtype = DTYPES[tensor.data_type]
     if tensor.data_location == 1:
         import onnx_ir
 
@@ -129,12 +133,18 @@ def read_tensor(tensor: onnx.TensorProto, path: Path) -> Array:
             file.name, offset, length, onnx_ir.DataType(tensor.data_type),
             shape=onnx_ir.Shape(tensor.dims), name=tensor.name, base_dir=str(file.parent),
         ).numpy()  # fmt: skip
-    elif tensor.data_type == onnx.TensorProto.STRING:
+    elif dtype == "string":
         # Bytes that are no UTF-8 survive the way to str and back.
         texts = [item.decode("utf-8", "surrogateescape") for item in tensor.string_data]
         array = np.array(texts, dtype=object).reshape(tuple(tensor.dims))
+    elif is_extended(dtype):
+        import onnx_ir
+
+        array = onnx_ir.serde.deserialize_tensor(tensor).numpy()
     else:
-        array = onnx.numpy_helper.to_array(tensor)
+        import onnx
+
+        array = onnx.numpy_helper.to_array(tensor)  # onnx-ir could, too, but takes 0.3 s to import
     array = np.asarray(array).view()
     array.flags.writeable = False
     return array

@@ -22,6 +22,7 @@ _MODEL_FIELDS = (
     "ir_version", "producer_name", "producer_version", "domain", "model_version", "opset_import", "metadata_props",
     "functions", "configuration",
 )  # fmt: skip
+"""Of those, an older onnx lacks the last."""
 
 
 def write_nodes(source: OnnxFile, nodes: Collection[str], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -51,7 +52,7 @@ def _whole(source: OnnxFile) -> onnx.ModelProto:
 
 def _part(source: OnnxFile, part: Cut) -> onnx.ModelProto:
     model = type(source.proto)()
-    for name in _MODEL_FIELDS:
+    for name in model.DESCRIPTOR.fields_by_name.keys() & set(_MODEL_FIELDS):
         _copy_field(source.proto, model, name)
     graph, original = model.graph, source.proto.graph
     graph.name = original.name or "part"

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
 from edgert.errors import ModelCorrupt, ModelUnsupported
-from edgert.formats import open_model
+from edgert.formats import digest, open_model
 from edgert.formats.flat import schema
 from edgert.formats.tflite import _Tflite
 from tests.formats import models
@@ -138,6 +140,38 @@ def test_buffers_beyond_the_flatbuffer_are_read_and_taken_along(tmp_path):
     source.write(["y"], tmp_path / "w.tflite")
     got = answer(tmp_path / "w.tflite", {"x": np.zeros((1, 4), np.float32)})
     assert got["y"].tolist() == [[1, 2, 3, 4]]
+
+
+def in_other_file(folder, name="weights.bin"):
+    flat = models.Flat()
+    graph = flat.subgraph()
+    x, k, y, z = (flat.tensor(graph, name) for name in "xkyz")
+    flat.op(graph, "ADD", [x, k], [y], "AddOptions")
+    flat.op(graph, "ADD", [y, y], [z], "AddOptions")
+    graph.inputs, graph.outputs = [x], [z]
+    graph.tensors[k].externalBuffer = 5
+    group, buffer = schema().ExternalBufferGroupT(), schema().ExternalBufferT()
+    group.name = name
+    buffer.id, buffer.group, buffer.offset, buffer.length = 5, 0, 4, 16
+    flat.model.externalBufferGroups, flat.model.externalBuffers = [group], [buffer]
+    (folder / "weights.bin").write_bytes(np.float32([9, 1, 2, 3, 4]).tobytes())
+    return flat.bytes()
+
+
+def test_buffers_in_another_file_are_read_hashed_and_taken_along(tmp_path):
+    source = read(in_other_file(tmp_path), tmp_path)
+    assert source.graph.constants["k"].read().tolist() == [[1, 2, 3, 4]]
+    assert source.digest == digest(source.path) != hashlib.sha256(source.path.read_bytes()).hexdigest()
+    for nodes in (["y"], ["y", "z"]):
+        source.write(nodes, tmp_path / "w.tflite")
+        got = answer(tmp_path / "w.tflite", {"x": np.zeros((1, 4), np.float32)})
+        assert got[nodes[-1]].tolist() == [[len(nodes) * i for i in (1, 2, 3, 4)]]
+
+
+@pytest.mark.parametrize("name", ["../weights.bin", "/etc/passwd", ""])
+def test_buffers_outside_the_folder_are_corrupt(name, tmp_path):
+    with pytest.raises(ModelCorrupt, match="folder"):
+        read(in_other_file(tmp_path, name), tmp_path)
 
 
 def test_written_constants_are_aligned_to_16_bytes(tmp_path):

@@ -1,7 +1,7 @@
 """Mutates model files at the readers: `python -m tests.fuzz --seconds 600 [--seed N]`.
 
 Each mutant must open, or raise an error of edgert's tree, within a few seconds; a worker process does the opening, so
-that even a crash is caught. A mutant that breaks this is kept, and the exit status is 1.
+that even a crash is caught. A mutant that breaks this is kept, and the exit status is 1 (2: no worker ran).
 """
 
 # ruff: noqa: T201 - a program that reports to its user
@@ -63,7 +63,11 @@ def supervise(seconds: float, seed: int, keep: Path) -> int:
             if result.returncode:
                 found += 1
                 kept = keep / f"seed{seed}.bin"
-                kept.write_bytes((Path(folder) / "mutant").read_bytes())
+                mutant = Path(folder) / "mutant"
+                if not mutant.exists():
+                    print(f"the worker did not start:\n{result.stderr}")
+                    return 2
+                kept.write_bytes(mutant.read_bytes())
                 died = signal.Signals(-result.returncode).name if result.returncode < 0 else f"exit {result.returncode}"
                 print(f"FOUND ({died}): {kept}\n{result.stderr[-3000:]}", flush=True)
         seed += 1

@@ -11,6 +11,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from edgert.formats.flat import schema
 from tests.formats import models
 
 _INTERESTING = (0, 1, 2, 3, 7, 8, 16, 127, 128, 255, 1 << 15, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
@@ -50,9 +51,14 @@ def mutants(rng: random.Random) -> Iterator[bytes]:
     """Endless mutants."""
     corpus = seeds()
     protos = [content for content in corpus if content[4:8] != b"TFL3"]
+    flats = [content for content in corpus if content[4:8] == b"TFL3"]
     while True:
-        if rng.random() < 0.5:
+        kind = rng.random()
+        if kind < 0.4:
             yield _mutate_proto(rng, rng.choice(protos))
+            continue
+        if kind < 0.6:
+            yield _mutate_flat(rng, rng.choice(flats))
             continue
         content = bytearray(rng.choice(corpus))
         for _ in range(rng.choice((1, 1, 2, 4, 16))):
@@ -149,6 +155,54 @@ def _mutate_repeated(rng: random.Random, content: Any, messages: bool) -> None:
         content.extend([content[index]] * rng.choice((1, 3)))
     elif not messages:
         content[index] = _scalar(rng, content[index])
+
+
+def _mutate_flat(rng: random.Random, content: bytes) -> bytes:
+    """Through the schema's object API, so that the file stays a valid flatbuffer that says something odd."""
+    flat = models.Flat()
+    flat.model = schema().ModelT.InitFromPackedBuf(content)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        _mutate_object(rng, flat.model)
+    try:
+        return flat.bytes()
+    except (struct.error, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, AssertionError):
+        return content  # the writer has no room for what was asked
+
+
+def _mutate_object(rng: random.Random, owner: Any) -> None:
+    while True:
+        fields = [name for name, item in vars(owner).items() if item is not None and item is not False]
+        name = rng.choice(fields) if fields else None
+        if name is None:
+            return
+        content = getattr(owner, name)
+        if isinstance(content, (int, float)):
+            setattr(owner, name, rng.choice((0, 1, 2, 3, 5, 17, 100, 127)))
+            return
+        if isinstance(content, (bytes, str)):
+            setattr(owner, name, rng.choice(_WORDS))
+            return
+        if hasattr(content, "__len__"):
+            items = list(content)
+            if items and hasattr(items[0], "__dict__") and rng.random() < 0.8:
+                owner = rng.choice(items)
+                continue
+            _mutate_items(rng, items)
+            setattr(owner, name, items)
+            return
+        owner = content
+
+
+def _mutate_items(rng: random.Random, items: list[Any]) -> None:
+    if not items:
+        return
+    action = rng.choice(("delete", "repeat", "change"))
+    if action == "delete":
+        del items[rng.randrange(len(items))]
+    elif action == "repeat":
+        items.append(rng.choice(items))
+    elif not hasattr(items[0], "__dict__"):
+        items[rng.randrange(len(items))] = rng.choice((0, 1, 2, 3, 7, 127))
 
 
 def _scalar(rng: random.Random, content: Any) -> Any:
