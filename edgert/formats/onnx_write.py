@@ -52,7 +52,7 @@ def _whole(source: OnnxFile) -> onnx.ModelProto:
 
 def _part(source: OnnxFile, part: Cut) -> onnx.ModelProto:
     model = type(source.proto)()
-    for name in model.DESCRIPTOR.fields_by_name.keys() & set(_MODEL_FIELDS):
+    for name in (name for name in _MODEL_FIELDS if name in model.DESCRIPTOR.fields_by_name):
         _copy_field(source.proto, model, name)
     graph, original = model.graph, source.proto.graph
     graph.name = original.name or "part"
