@@ -84,7 +84,9 @@ def software_gpu(prefix: Path, mirror: str, *, refresh: bool = False) -> dict[st
     apt = _Apt(prefix / "apt", mirror)
     packages = apt.missing(WANTED)
     driver = _unpack(prefix, apt, packages) if packages else Path("/")
-    manifest = next(driver.glob("usr/share/vulkan/icd.d/lvp_icd*.json"), None)
+    # What the system has already is not unpacked: then its own manifest serves.
+    places = [path for root in (driver, Path("/")) for path in root.glob("usr/share/vulkan/icd.d/lvp_icd*.json")]
+    manifest = next(iter(places), None)
     if manifest is None:
         raise SetupError(f"{driver}/usr/share/vulkan/icd.d holds no lvp_icd*.json; try --refresh.")
     folders = sorted({str(path.parent) for path in driver.glob("usr/lib/*/*.so*")}) if packages else []
@@ -160,14 +162,11 @@ def _unpack(prefix: Path, apt: _Apt, packages: Sequence[str]) -> Path:
 def _edited(manifest: Path, driver: Path, prefix: Path) -> Path:
     """A copy of the driver's manifest that points at where its library really lies."""
     content = json.loads(manifest.read_text(encoding="utf-8"))
-    library = Path(content["ICD"]["library_path"])
-    if not library.is_absolute():
-        library = next(driver.glob(f"usr/lib/*/{library.name}"), library)
-    elif driver != Path("/"):
-        library = driver / str(library).lstrip("/")
-    if not library.exists():
-        raise SetupError(f"{manifest} names {library}, which is not there; remove {driver} and try again.")
-    content["ICD"]["library_path"] = str(library)
+    name = Path(content["ICD"]["library_path"]).name
+    places = [path for root in (driver, Path("/")) for path in sorted(root.glob(f"usr/lib/*/{name}"))]
+    if not places:
+        raise SetupError(f"{manifest} names {name}, which is not there; remove {driver} and try again.")
+    content["ICD"]["library_path"] = str(places[0])
     edited = prefix / "lvp_icd.json"
     _write(edited, json.dumps(content, indent=1))
     return edited
