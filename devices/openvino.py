@@ -20,7 +20,6 @@ import numpy as np
 from edgert.devices.backend import Runnable, Source
 from edgert.devices.words import SIMULATED, failed, installed, refused, unusable
 from edgert.errors import EdgertError, MissingPackage, PrepareRefused, UnknownTarget
-from edgert.formats import open_model
 from edgert.graph import Value
 from edgert.machine import Device, Reach
 from edgert.profile import Precision, Target
@@ -49,6 +48,7 @@ _DTYPES: Mapping[str, DType] = {  # OpenVINO's name -> ours; 4-bit types and sma
 _CARRIED = {"bfloat16": np.uint16, "float8_e4m3fn": np.uint8, "float8_e5m2": np.uint8, "float8_e8m0fnu": np.uint8}
 _NARROWED = {"int64": (-(2**31), 2**31 - 1), "uint64": (0, 2**31 - 1), "uint32": (0, 2**31 - 1)}
 """Integers that OpenVINO's plugins compute in int32, and what of them fits."""
+_SHAPES_KEPT = 4096
 _LARGE_BYTES = 1 << 16
 """From here on an input is lent to OpenVINO; below, copying it is quicker than making a tensor of it."""
 
@@ -99,8 +99,9 @@ class Backend:
             ports = _ports(source.inputs, model.inputs), _ports(source.outputs, model.outputs)
             compiled = core.compile_model(model, name, _settings(target, device, cache))
             _check_hint(compiled, target)
-            fixed = _fixed(source, ports[0])
-            return Prepared(compiled, ports, fixed, target, _ran_on(compiled, name, device))
+            shapes = Shapes(model, ports[0])
+            names = frozenset(value.name for value in source.inputs)
+            return Prepared(compiled, ports, (shapes, names), target, _ran_on(compiled, name, device))
         except EdgertError:
             raise
         except Exception as error:  # the bindings raise RuntimeError, ValueError, TypeError and types of their own
@@ -139,11 +140,11 @@ class Prepared:
         self,
         compiled: Any,
         ports: tuple[list[_Port], list[_Port]],
-        fixed: frozenset[str],
+        checks: tuple[Shapes, frozenset[str]],
         target: Target,
         ran_on: Mapping[str, int],
     ) -> None:
-        """Take inputs and outputs as `ports`, and the names that must not be given as `fixed`."""
+        """Take inputs and outputs as `ports`; `checks` are of shapes, and the names that the model asks for."""
         inputs, outputs = ports
         self.ran_on = ran_on
         self._request: Any = compiled.create_infer_request()
@@ -151,20 +152,22 @@ class Prepared:
         self._target = target
         self._fixed = {port.name: self._input_view(port) for port in inputs if port.small}
         self._others = [port for port in inputs if not port.small]
-        self._fixed_by_file = fixed
+        self._shapes, self._known = checks
         self._narrowed = [(port.name, *_NARROWED[port.dtype]) for port in inputs if port.dtype in _NARROWED]
         self._reads = [(port.name, self._reader(port)) for port in outputs]
 
     def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
         try:
+            if self._shapes.open:
+                self._shapes.check(inputs)
             for name, low, high in self._narrowed:
                 _check_fits(name, cast("Array", inputs[name]), low, high)
             for name, view in self._fixed.items():
                 np.copyto(view, cast("Array", inputs[name]).view(view.dtype), casting="no")
             for port in self._others:
                 self._set(port, cast("Array", inputs[port.name]))
-            if self._fixed_by_file:
-                _check_not_given(inputs, self._fixed_by_file)
+            if len(inputs) > len(self._known):
+                _check_known(inputs, self._known)
             if self._stateful:
                 self._request.reset_state()  # variables start at zero: runs do not depend on one another
             self._request.infer(share_outputs=True)
@@ -173,7 +176,8 @@ class Prepared:
             raise failed(self._target, error) from error
 
     def close(self) -> None:
-        self._fixed, self._reads, self._request = {}, [], _Closed()
+        self._fixed, self._others, self._reads, self._narrowed = {}, [], [], []
+        self._shapes.open, self._request = [], _Closed()
 
     def _input_view(self, port: _Port) -> Array:
         return _viewed(self._request.get_input_tensor(port.index).data, port.dtype)
@@ -203,6 +207,28 @@ class Prepared:
         if dtype == "string":
             return lambda: np.array(request.get_output_tensor(index).str_data, dtype=object)
         return lambda: _viewed(request.get_output_tensor(index).data, dtype).copy()
+
+
+class Shapes:
+    """Checks each new combination of input shapes against the whole model before it runs.
+
+    OpenVINO does not: a product of matrices that do not fit reads beyond their ends and returns what lies there.
+    """
+
+    def __init__(self, model: Any, inputs: list[_Port]) -> None:
+        self.open = [port for port in inputs if port.shape is None]
+        self._model = model if self.open else None
+        self._fitting: set[tuple[tuple[int, ...], ...]] = set()
+
+    def check(self, inputs: Mapping[str, Data]) -> None:
+        shapes = tuple(cast("Array", inputs[port.name]).shape for port in self.open)
+        if shapes in self._fitting:
+            return
+        copy = cast("Any", self._model).clone()  # which shares the weights
+        copy.reshape({port.index: list(shape) for port, shape in zip(self.open, shapes, strict=True)})
+        if len(self._fitting) >= _SHAPES_KEPT:
+            self._fitting.clear()
+        self._fitting.add(shapes)
 
 
 class _Closed:
@@ -319,16 +345,6 @@ def _ports(values: Sequence[Value], found: Sequence[Any]) -> list[_Port]:
     return ports
 
 
-def _fixed(source: Source, inputs: Sequence[_Port]) -> frozenset[str]:
-    """Inputs with a default in the file that OpenVINO made constants of: giving one would change nothing.
-
-    Others that it dropped are not needed for the answer (such as the second input of CastLike).
-    """
-    if source.format != "onnx" or len(inputs) == len(source.inputs):
-        return frozenset()
-    return open_model(source.path).graph.optional_inputs - {port.name for port in inputs}
-
-
 def _port(value: Value, index: int, found: Any) -> _Port:
     element = found.get_element_type().to_string()
     dtype = _DTYPES.get(element)
@@ -368,10 +384,9 @@ def _check_fits(name: str, value: Array, low: int, high: int) -> None:
         raise OverflowError(f"input {name!r} leaves the range of int32, in which OpenVINO computes")
 
 
-def _check_not_given(inputs: Mapping[str, Data], fixed: frozenset[str]) -> None:
-    given = ", ".join(repr(name) for name in inputs if name in fixed)
-    if given:
-        raise ValueError(f"input {given} has a default in the file, which OpenVINO took for a constant")
+def _check_known(inputs: Mapping[str, Data], known: frozenset[str]) -> None:
+    given = ", ".join(repr(name) for name in inputs if name not in known)
+    raise ValueError(f"input {given} has a default in the file, which OpenVINO took for a constant")
 
 
 def _text(name: str, value: Array) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgert.devices.backend import Runnable, Source
 from edgert.devices.reference_ops import NEWEST, corrected
-from edgert.devices.words import failed, installed, refused, unusable
+from edgert.devices.words import SIMULATED, failed, installed, refused, unusable
 from edgert.errors import MissingPackage, UnknownTarget
 from edgert.machine import Device, Reach
 from edgert.profile import Target
@@ -31,7 +31,9 @@ class Backend:
 
     def reaches(self, devices: Sequence[Device]) -> tuple[Reach, ...]:
         _evaluator()
-        return tuple(Reach(self.name, device.id) for device in devices if device.id == "cpu:0")
+        return tuple(
+            Reach(self.name, device.id) for device in devices if device.id == "cpu:0" and device.driver != SIMULATED
+        )
 
     def targets(self, source: Source, device: Device, variant: str, threads: Sequence[int]) -> tuple[Target, ...]:
         if variant:

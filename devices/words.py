@@ -14,9 +14,10 @@ SIMULATED = "simulated"
 """`Device.driver` of a device that exists on paper only: no backend but `simulated` may reach for it."""
 
 _LINES = 2
-_NOISE = re.compile(  # ONNX Runtime's prefixes, and the C++ places that it and OpenVINO put before what they say
+_NOISE = re.compile(  # what ONNX Runtime and OpenVINO put around what they have to say: codes, C++ places, headings
     r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(cc|cpp|h|hpp):\d+:?( [^\n]*?\)( const)?(?= )(?! failed))?|"
-    r"^Exception from \S*:?|^Check '.*' failed at\b:?|\[m"
+    r"^Exception from \S*:?|^Check '.*' failed at\b:?|\[m|^FrontEnd API failed with \w+:$|"
+    r"Model wasn't fully converted\.|Failed operations detailed log:|^Summary:$"
 )
 _LENGTH = 400
 

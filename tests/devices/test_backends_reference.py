@@ -1,0 +1,124 @@
+"""onnx's evaluator beside ONNX Runtime on ops of older opsets, where left alone it answers wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgert.errors import PrepareRefused, RunFailed
+from tests.devices.sources import answers, prepared, source
+from tests.formats.models import info, model
+
+RNG = np.random.default_rng(3)
+X = RNG.standard_normal((1, 4, 6, 6)).astype(np.float32)
+
+
+def one_node(op, opset, arrays, outputs=1, **attributes):
+    """A model of one node and its feed; its inputs are the arrays, '' where one is None."""
+    names = ["" if array is None else f"i{index}" for index, array in enumerate(arrays)]
+    node = helper.make_node(op, names, [f"o{index}" for index in range(outputs)], **attributes)
+    feed = {name: array for name, array in zip(names, arrays, strict=True) if name}
+    inputs = [info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape) for name, array in feed.items()]
+    outs = [info(f"o{index}", TensorProto.FLOAT, None) for index in range(outputs)]
+    return model([node], inputs, outs, ir_version=7, opset=opset), feed
+
+
+def floats(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def recurrent(op, gates, **attributes):
+    arrays = [floats(5, 2, 3), floats(1, gates * 4, 3), floats(1, gates * 4, 4), floats(1, gates * 8)]
+    return one_node(op, 14, arrays, 2, hidden_size=4, **attributes)
+
+
+CASES = {
+    **{
+        f"{op}-{opset}-{axis}": one_node(op, opset, [X], **({} if axis is None else {"axis": axis}))
+        for op in ("Softmax", "LogSoftmax", "Hardmax")
+        for opset in (11, 13)
+        for axis in (None, 0, 1, -1)
+    },
+    **{
+        f"BatchNormalization-{opset}": one_node(
+            "BatchNormalization", opset, [X, floats(4), floats(4), floats(4), np.abs(floats(4))], epsilon=1e-3
+        )
+        for opset in (7, 9, 13, 15)
+    },
+    "LpNormalization-7": one_node("LpNormalization", 7, [X], axis=1, p=1),
+    "DequantizeLinear-10": one_node(
+        "DequantizeLinear", 10, [np.arange(8, dtype=np.uint8), np.array(0.5, np.float32), np.array(3, np.uint8)]
+    ),
+    "DequantizeLinear-13-axis": one_node(
+        "DequantizeLinear", 13, [np.ones((2, 4), np.int8), np.abs(floats(4)), np.arange(4, dtype=np.int8)], axis=1
+    ),
+    "LSTM": recurrent("LSTM", 4),
+    "GRU": recurrent("GRU", 3, linear_before_reset=1),
+    "RNN": recurrent("RNN", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_agrees_with_onnxruntime(case, tmp_path):
+    proto, feed = CASES[case]
+    expected = answers("onnxruntime", proto, tmp_path, feed)
+    got = answers("reference", proto, tmp_path, feed)
+    for name in expected:
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+LENGTHS = one_node("LSTM", 14, [floats(5, 2, 3), floats(1, 16, 3), floats(1, 16, 4), None, np.int32([5, 3])], 2,
+                   hidden_size=4)  # fmt: skip
+REFUSED = {
+    "clip": recurrent("LSTM", 4, clip=0.3),
+    "input_forget": recurrent("LSTM", 4, input_forget=1),
+    "activations": recurrent("GRU", 3, activations=["HardSigmoid", "Tanh"]),
+    "lengths": LENGTHS,
+    "RoiAlign": one_node(
+        "RoiAlign", 10, [X, np.float32([[0, 0, 4, 4]]), np.int64([0])], output_height=2, output_width=2
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_evaluator_would_ignore_is_refused_and_not_answered_wrong(case, tmp_path):
+    proto, feed = REFUSED[case]
+    with pytest.raises((PrepareRefused, RunFailed), match=case if case != "activations" else "of its own"):
+        answers("reference", proto, tmp_path, feed)
+
+
+def test_lengths_that_are_all_whole_are_no_reason_to_refuse(tmp_path):
+    proto, feed = LENGTHS
+    whole = {**feed, "i4": np.int32([5, 5])}
+    expected = answers("onnxruntime", proto, tmp_path, whole)
+    got = answers("reference", proto, tmp_path, whole)
+    np.testing.assert_allclose(got["o0"], expected["o0"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_softmax_of_an_older_opset_inside_a_branch_is_right_too(tmp_path):
+    def branch(op, name):
+        node = helper.make_node(op, ["x"], [name], axis=1)
+        return helper.make_graph([node], name, [], [info(name, shape=None)])
+
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch("Softmax", "t"), else_branch=branch("Hardmax", "e"))
+    proto = model([node], [info("x", shape=X.shape), info("c", TensorProto.BOOL, ())], [info("y", shape=None)],
+                  ir_version=7, opset=11)  # fmt: skip
+    feed = {"x": X, "c": np.array(True)}
+    expected = answers("onnxruntime", proto, tmp_path, feed)["y"]
+    np.testing.assert_allclose(answers("reference", proto, tmp_path, feed)["y"], expected, rtol=1e-5)
+
+
+def test_a_division_by_zero_is_an_infinity_and_no_warning(tmp_path):
+    proto, feed = one_node("Div", 14, [np.float32([1, -1, 0]), np.float32([0, 0, 0])])
+    got = answers("reference", proto, tmp_path, feed)["o0"]
+    assert got[0] == np.inf
+    assert got[1] == -np.inf
+    assert np.isnan(got[2])
+
+
+def test_a_result_of_another_type_than_the_model_says_is_an_error(tmp_path):
+    proto = model([helper.make_node("Constant", [], ["y"], value=numpy_helper.from_array(np.float32([1])))],
+                  [info("x")], [info("y", TensorProto.DOUBLE, (1,))])  # fmt: skip
+    with pytest.raises(RunFailed, match="made float32, the model says float64"):
+        prepared("reference", source(proto, tmp_path)).run({"x": np.zeros((1, 4), np.float32)})
