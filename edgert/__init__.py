@@ -16,7 +16,7 @@ from edgert.errors import EdgertError
 
 if TYPE_CHECKING:
     from edgert import errors
-    from edgert.devices.probe import glance as probe
+    from edgert.devices.probe import probe
     from edgert.machine import Device, Machine
     from edgert.model import Model, Result, load
     from edgert.plan import Plan, Receipt, Tolerance

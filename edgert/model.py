@@ -107,7 +107,7 @@ def load(
     model_digest = formats.digest(file)
     asked = machine
     if machine is None:
-        machine = probing.glance()
+        machine = probing.probe(cache_dir=folder, progress=progress) if budget_s else probing.known_or_glance(folder)
     memory = Memory(folder, model_digest, machine)
     plan = memory.plan(wish)
     if plan is not None:
@@ -118,7 +118,7 @@ def load(
     plan = planning.make_plan(assignment) if budget_s else planning.first_plan(assignment)
     model = Model(Pipeline(plan, assignment.source, machine, memory.compiled(), isolation), assignment.source, machine)
     if not budget_s:
-        model.improve(assignment, isolation, lambda: asked or probing.glance())
+        model.improve(assignment, isolation, lambda: asked or probing.probe(cache_dir=folder))
     return model
 
 
