@@ -43,36 +43,32 @@ def main() -> int:
 def supervise(seconds: float, seed: int, keep: Path) -> int:
     """Run worker after worker, each with a seed of its own; keep what kills one."""
     end = time.monotonic() + seconds
-    found = 0
+    found: set[str] = set()
     while (left := end - time.monotonic()) > 0:
-        batch = min(left, _BATCH_S)
         with tempfile.TemporaryDirectory() as folder:
-            command = [
-                sys.executable,
-                "-m",
-                "tests.fuzz",
-                "--worker",
-                folder,
-                "--seed",
-                str(seed),
-                "--seconds",
-                str(batch),
-            ]
+            command = [sys.executable, "-m", "tests.fuzz", "--worker", folder, "--seed", str(seed)]
+            command += ["--seconds", str(min(left, _BATCH_S))]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
-            print(f"seed {seed}: {result.stdout.strip() or 'no count'}", flush=True)
-            if result.returncode:
-                found += 1
-                kept = keep / f"seed{seed}.bin"
-                mutant = Path(folder) / "mutant"
-                if not mutant.exists():
-                    print(f"the worker did not start:\n{result.stderr}")
-                    return 2
-                kept.write_bytes(mutant.read_bytes())
-                died = signal.Signals(-result.returncode).name if result.returncode < 0 else f"exit {result.returncode}"
-                print(f"FOUND ({died}): {kept}\n{result.stderr[-3000:]}", flush=True)
+            print(f"seed {seed}: {result.stdout.strip() or 'cut short'}", flush=True)
+            if result.returncode and not report(result, Path(folder) / "mutant", keep / f"seed{seed}.bin", found):
+                return 2
         seed += 1
-    print(f"{found} findings")
-    return min(found, 1)
+    print(f"{len(found)} findings")
+    return 1 if found else 0
+
+
+def report(result: subprocess.CompletedProcess[str], mutant: Path, kept: Path, found: set[str]) -> bool:
+    """Show and keep what ended a worker, once for each cause; False when it never came to a mutant."""
+    if not mutant.exists():
+        print(f"the worker did not start:\n{result.stderr}")
+        return False
+    died = signal.Signals(-result.returncode).name if result.returncode < 0 else f"exit {result.returncode}"
+    cause = f"{died}: {(result.stderr.strip().splitlines() or [''])[-1]}"
+    if cause not in found:
+        kept.write_bytes(mutant.read_bytes())
+        print(f"FOUND {kept}\n{result.stderr[-3000:]}\n{cause}", flush=True)
+    found.add(cause)
+    return True
 
 
 def work(folder: Path, seed: int, seconds: float) -> int:
