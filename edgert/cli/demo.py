@@ -146,7 +146,7 @@ def gallery(images: Array, labels: Array, answers: Array, count: int) -> Rendera
     from rich.columns import Columns
 
     wrong = [int(index) for index in np.flatnonzero(answers != labels)[:1]]
-    seen_before = [int(np.count_nonzero(labels[:index] == label)) for index, label in enumerate(labels)]
+    seen_before = np.array([np.count_nonzero(labels[:index] == label) for index, label in enumerate(labels)])
     order = np.lexsort((labels, seen_before))  # 0 to 9, then each kind again
     shown = [*order[: count - len(wrong)], *wrong] if count else []
     return Columns([_drawn(images[index], int(labels[index]), int(answers[index])) for index in shown], padding=(1, 3))
