@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 from edgert.devices.backend import Source
 from edgert.errors import Cancelled, InputError, ModelUnsupported, OptionError
+from edgert.feed import Feeder
 from edgert.formats import ModelFile
 from edgert.machine import Machine
 from edgert.plan import Plan, Segment, Verification
 from edgert.planning.candidates import LAST_RESORT, Candidates, candidates
-from edgert.planning.choose import Choice, check, fastest, latency_choice, throughput_choice
+from edgert.planning.choose import Choice, check, fastest, latency_choice, standing, throughput_choice
 from edgert.planning.reference import Checker, Reference, evaluate, settle
 from edgert.planning.remember import Memory, Wish
 from edgert.planning.trials import Course, Trial, Trials
@@ -90,9 +91,10 @@ def make_plan(assignment: Assignment, cancelled: Callable[[], bool] = lambda: Fa
 
 def _samples(assignment: Assignment) -> list[Mapping[str, Data]]:
     """The user's, else synthesised; none for a graph that does not say what it takes."""
-    if assignment.samples:
-        return list(assignment.samples)
     graph = assignment.file.graph
+    if assignment.samples:
+        feed = Feeder(graph.inputs, sorted(graph.optional_inputs))
+        return [feed(sample) for sample in assignment.samples]
     # A second and third set catch a library that ignores an input: cheap for small models, too slow for large ones.
     count = 3 if graph.weight_bytes < _SMALL_BYTES else 1
     try:
@@ -117,7 +119,13 @@ def _measured(
         trials.extend(_last_resort(found, course, work, reference, checker))
     if not any(trial.contestant for trial in trials) and any(trial.prepared for trial in trials):
         return _untried(assignment, trials, found)
-    rows = fastest(trials, course, say)
+    try:
+        rows = fastest(trials, course, say)
+    except ModelUnsupported:
+        if any(trial.row.target.backend == LAST_RESORT for trial in trials):
+            raise
+        trials = standing(trials) + _last_resort(found, course, work, reference, checker)
+        rows = fastest(trials, course, say)
     if assignment.wish.objective == "throughput":
         choice = throughput_choice(rows, trials, work, say)
     else:

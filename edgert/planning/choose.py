@@ -87,10 +87,24 @@ def fastest(trials: Sequence[Trial], course: Course, say: Callable[[str], None])
     order += [target for target in rows if target not in order]
     ranked = [rows[target] for target in order]
     if not any(row.outcome == "ok" for row in ranked):
-        raise ModelUnsupported(f"{course.source.path}: every target failed while it was timed ({ranked[0].reason}).")
+        return fastest(standing(trials), course, say)  # all that raced fell: those too slow to race still stand
     return tuple(
         sorted(ranked, key=lambda row: ("ok", "slow").index(row.outcome) if row.outcome in ("ok", "slow") else 2)
     )
+
+
+def standing(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials after a race: those that failed in it are no contestants any more."""
+    return [
+        trial
+        if trial.contestant is None or trial.contestant.failure is None
+        else replace(
+            trial,
+            row=replace(failed(trial.row.target, trial.contestant.failure), ran_on=trial.row.ran_on),
+            contestant=None,
+        )
+        for trial in trials
+    ]
 
 
 def _enter(rows: dict[Target, Row], outcome: Outcome[Target], runners: Mapping[Target, Contestant]) -> None:
