@@ -92,7 +92,7 @@ class DiesInRace(Right):
 
     def run(self, x):
         self.calls += 1
-        if self.calls > 8:
+        if self.calls > 30:
             os.kill(os.getpid(), signal.SIGSEGV)
         return 2 * x + 1
 
@@ -104,7 +104,7 @@ class HalfDies(Right):
     threads = (1, 2)
 
     def run_late(self, x, runs):
-        if runs > 8:
+        if runs > 30:
             os.kill(os.getpid(), signal.SIGSEGV)
         return 2 * x + 1
 
