@@ -12,7 +12,6 @@ import logging
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -137,35 +136,61 @@ def examine(
 
     Returns the backends with what came of asking them, and the reaches with their health, both in order.
     """
-    from edgert.devices import conformance
     from edgert.devices.remote import Remote
 
-    by_id = {device.id: device for device in found}
-    with ExitStack() as stack, ThreadPoolExecutor(WORKERS) as pool:
-        remotes: dict[str, Remote] = {}
+    infos = list(infos)
+    hired: list[Remote] = []
 
-        def hire(name: str) -> Remote:
-            remote = Remote(name)
-            stack.callback(remote.close)
-            return remote
+    def hire(purpose: str) -> Remote:
+        hired.append(Remote(purpose))
+        return hired[-1]
 
-        infos = list(infos)
-        for info in infos:
-            if info.usable:
-                remotes[info.name] = hire(f"probing {info.name}")
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        remotes = {info.name: hire(f"probing {info.name}") for info in infos if info.usable}
         asked = list(pool.map(lambda info: _ask(remotes.get(info.name), info, found, limit_s), infos))
         say("checking the numbers of each device", 0.2)
-        checks: list[Future[Reach]] = []
-        for reach in (reach for answer in asked for reach in answer.reaches):
-            device = by_id[reach.device]
-            # The CPU's kernels share a child; a driver has one to itself, for it may take the child down.
-            plain = device.kind == "cpu" and not reach.variant
-            remote = remotes[reach.backend] if plain else hire(f"probing {reach.backend} on {device.id}")
-            checks.append(pool.submit(conformance.check, remote, reach, device, limit_s))
-        for number, future in enumerate(as_completed(checks), 1):
-            reach = future.result()
-            say(f"{reach.backend} on {reach.device}: {reach.health}", 0.2 + 0.6 * number / len(checks))
-        return tuple(answer.info for answer in asked), tuple(check.result() for check in checks)
+        jobs: list[Future[list[Reach]]] = []
+        for answer in asked:
+            for reaches in _apart(answer.reaches):
+                remote = remotes[answer.info.name] if _is_plain(reaches[0]) else hire(f"probing {_way(reaches[0])}")
+                jobs.append(pool.submit(_check, remote, reaches, found, limit_s))
+        for number, job in enumerate(as_completed(jobs), 1):
+            told = ", ".join(f"{_way(reach)} {reach.health}" for reach in job.result())
+            say(told, 0.2 + 0.6 * number / len(jobs))
+        return tuple(answer.info for answer in asked), tuple(reach for job in jobs for reach in job.result())
+    finally:
+        # Who interrupts does not wait for a driver that hangs: nothing more starts, and the children are killed.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for remote in hired:
+            remote.close()
+
+
+def _apart(reaches: Iterable[Reach]) -> list[list[Reach]]:
+    """What is checked in one child, one after another: the CPU's plain kernels.
+
+    Every other way has a child to itself, for its driver may take the child down.
+    """
+    reaches = list(reaches)
+    plain = [reach for reach in reaches if _is_plain(reach)]
+    others = [[reach] for reach in reaches if not _is_plain(reach)]
+    return [plain, *others] if plain else others
+
+
+def _is_plain(reach: Reach) -> bool:
+    return reach.device.startswith("cpu:") and not reach.variant
+
+
+def _check(remote: Remote, reaches: Sequence[Reach], found: Sequence[Device], limit_s: float) -> list[Reach]:
+    from edgert.devices import conformance
+
+    by_id = {device.id: device for device in found}
+    return [conformance.check(remote, reach, by_id[reach.device], limit_s) for reach in reaches]
+
+
+def _way(reach: Reach) -> str:
+    """'onnxruntime+webgpu@gpu:0'."""
+    return f"{reach.backend}{'+' if reach.variant else ''}{reach.variant}@{reach.device}"
 
 
 def _ask(remote: Remote | None, info: BackendInfo, found: Sequence[Device], limit_s: float) -> _Asked:

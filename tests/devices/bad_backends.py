@@ -126,6 +126,17 @@ class Crasher(Honest):
         return outputs
 
 
+class Choosy(Honest):
+    """Crashes on one device only."""
+
+    name = "choosy"
+
+    def prepare(self, source, target, device, cache=None):
+        if device.id == "cpu:0":
+            os.kill(os.getpid(), signal.SIGILL)
+        return super().prepare(source, target, device, cache)
+
+
 class Looker(Honest):
     """Crashes when it looks for anything but CPUs, as a broken driver does."""
 
@@ -148,5 +159,5 @@ class Absent(Honest):
 
 BY_NAME = {
     kind.name: kind
-    for kind in (Honest, Liar, Halver, Stale, Nans, Shapeless, Elsewhere, Hanger, Crasher, Looker, Absent)
+    for kind in (Honest, Liar, Halver, Stale, Nans, Shapeless, Elsewhere, Hanger, Crasher, Choosy, Looker, Absent)
 }

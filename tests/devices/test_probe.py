@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -222,3 +223,11 @@ def test_progress_is_told(tmp_path, looks):
     told = []
     probe.probe(cache_dir=tmp_path, progress=lambda message, share: told.append((message, share)))
     assert told == [("looking", 0.5)]
+
+
+@onnx
+def test_a_cluster_whose_check_crashes_leaves_the_others_theirs():
+    """Both clusters are checked in one child: what the first does to it must not be charged to the second."""
+    little = dataclasses.replace(CPU, id="cpu:1")
+    _, reaches = examined("choosy", found=(CPU, little))
+    assert [(reach.device, reach.health) for reach in reaches] == [("cpu:0", "failed"), ("cpu:1", "ok")]
