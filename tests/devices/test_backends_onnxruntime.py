@@ -3,15 +3,16 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgert import devices
 from edgert.devices.onnxruntime import PROVIDERS
-from edgert.errors import PrepareRefused
+from edgert.errors import PrepareRefused, RunFailed
 from edgert.machine import Device
 from edgert.profile import Target
-from tests.devices.sources import CPU, GPU, NPU, prepared, reached, source
+from tests.devices.sources import CPU, GPU, NPU, prepared, reached, source, source_of
 from tests.formats.models import chain, info, model, weights
 
 
@@ -108,13 +109,42 @@ def test_one_runnable_serves_several_threads(tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def with_default_bias():
+    """A convolution and a sum whose second term is an input with a default."""
+    made = conv()
+    made.graph.node[1].input[0] = "s"
+    made.graph.node.insert(1, helper.make_node("Add", ["c", "b"], ["s"]))
+    made.graph.input.append(info("b", shape=(1, 4, 1, 1)))
+    made.graph.initializer.append(numpy_helper.from_array(np.full((1, 4, 1, 1), 9, np.float32), "b"))
+    return made
+
+
 def test_an_input_with_a_default_may_be_given_or_left_out(tmp_path):
-    proto = model([helper.make_node("Add", ["x", "b"], ["y"])], [info("x"), info("b")], [info("y")],
-                  [numpy_helper.from_array(np.ones((1, 4), np.float32), "b")])  # fmt: skip
-    runnable = prepared("onnxruntime", source(proto, tmp_path))
-    x = np.zeros((1, 4), np.float32)
-    assert runnable.run({"x": x})["y"].tolist() == [[1, 1, 1, 1]]
-    assert runnable.run({"x": x, "b": x + 5})["y"].tolist() == [[5, 5, 5, 5]]
+    runnable = prepared("onnxruntime", source(with_default_bias(), tmp_path))
+    x = np.zeros((1, 3, 8, 8), np.float32)
+    ones = np.ones((1, 4, 1, 1), np.float32)
+    assert (runnable.run({"x": x})["y"] == 9).all()
+    assert (runnable.run({"x": x, "b": ones})["y"] == 1).all()
+    assert (runnable.run({"x": x})["y"] == 9).all()
+    fresh = prepared("onnxruntime", source(with_default_bias(), tmp_path))
+    for closed in (runnable, fresh):
+        closed.close()
+        for feed in ({"x": x}, {"x": x, "b": ones}):
+            with pytest.raises(RunFailed, match="closed"):
+                closed.run(feed)
+
+
+def test_a_default_that_nobody_gives_is_a_constant_to_the_optimiser(tmp_path):
+    made = source(with_default_bias(), tmp_path)
+    plain = prepared("onnxruntime", source(conv(), tmp_path, "conv.onnx"))
+    assert prepared("onnxruntime", made).ran_on == plain.ran_on  # the sum became the convolution's bias
+
+
+def test_defaults_beside_the_file_are_found(tmp_path):
+    path = tmp_path / "external.onnx"
+    onnx.save_model(with_default_bias(), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    runnable = prepared("onnxruntime", source_of(path))
+    assert (runnable.run({"x": np.zeros((1, 3, 8, 8), np.float32)})["y"] == 9).all()
 
 
 @pytest.mark.parametrize(("kind", "variant"), [("gpu", "webgpu"), ("npu", "qnn")])
