@@ -113,8 +113,8 @@ class _Model:
 
 
 def _model(kind: str, device: Device) -> _Model:
-    """'f32' and 'i8' are products, 'copy' is passes over memory. A GPU needs a larger one to be busy."""
-    size = 4096 if device.kind == "gpu" else 1024
+    """'f32' and 'i8' are products, 'copy' is passes over memory. A GPU on a bus needs a larger one to be busy."""
+    size = 4096 if device.kind == "gpu" and "pci" in device.attributes else 1024
     column, row = (size, 1), (1, size)
     source = Source(
         FOLDER / f"peak_{kind}_{size}.onnx",

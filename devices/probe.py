@@ -231,7 +231,7 @@ def _entry(folder: Path | None, seen: Machine) -> Path | None:
         return None
     facts = {
         "rules": RULES,
-        "edgert": metadata.version("edgert"),
+        "edgert": _version("edgert"),
         "machine": [seen.fingerprint, seen.architecture, seen.system],
         "backends": [(info.name, info.version, info.reason) for info in seen.backends],
         "plugins": [_version(name) for name in PLUGINS],
