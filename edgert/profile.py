@@ -41,6 +41,9 @@ class Target:
         threads = f"/{self.threads}t" if self.threads else ""
         return f"{self.backend}{variant}@{self.device}/{self.precision}{threads}"
 
+    def __repr__(self) -> str:
+        return f"Target({str(self)!r})"
+
     @classmethod
     def parse(cls, text: str) -> Target:
         """The target that `str` wrote.
