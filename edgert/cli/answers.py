@@ -40,7 +40,7 @@ def view(
 
 def classes_table(top: Sequence[Class]) -> RenderableType:
     """Best classes with bars; the longest bar is the best."""
-    made = table("", "class", "score", "", right=("", "score"))
+    made = table("", "class", "score", " ", right=("", "score"))
     best = max((each.score for each in top), default=0.0)
     for each in top:
         length = round(_BAR * each.score / best) if best > 0 and each.score > 0 else 0
