@@ -10,18 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from edgert.graph import Graph
+from edgert.samples.conflict import Conflict, check
+from edgert.samples.joints import attention, boxes, classified, recurrent
 from edgert.samples.scope import KnownShape, Scope, Site
 from edgert.tensor import Array
 
 Shaper: TypeAlias = Callable[[Site], "KnownShape | None"]
 
 
-class Conflict(Exception):
-    """Sizes that a node cannot take."""
-
-
 def forward(graph: Graph, given: Mapping[str, KnownShape], allowed: int) -> tuple[dict[str, KnownShape], int]:
-    """Shapes of all values whose rank is known, and the number of nodes that cannot take theirs.
+    """Shapes of all values whose rank is known, and the number of sizes that their nodes cannot take.
 
     Args:
         graph: the model; bodies of control flow are not entered.
@@ -38,8 +36,8 @@ def forward(graph: Graph, given: Mapping[str, KnownShape], allowed: int) -> tupl
         if shaper is not None and node.inputs:
             try:
                 made = shaper(Site(scope, node, 0))
-            except Conflict:
-                conflicts += 1
+            except Conflict as conflict:
+                conflicts += conflict.count
                 if conflicts > allowed:
                     break
         for position, name in enumerate(node.writes):
@@ -61,11 +59,6 @@ def _joined(made: KnownShape | None, declared: KnownShape | None) -> KnownShape 
     if made is None or declared is None or len(made) != len(declared):
         return declared if made is None else made
     return tuple(old if new is None else new for new, old in zip(made, declared, strict=True))
-
-
-def _check(one: int | None, other: int | None) -> None:
-    if one is not None and other is not None and one != other:
-        raise Conflict
 
 
 def _same(site: Site) -> KnownShape | None:
@@ -114,7 +107,7 @@ def _window(site: Site, size: int | None, axis: int, kernel: int) -> int | None:
     added = int(pads[axis]) + int(pads[axis + len(pads) // 2]) if isinstance(pads, tuple) and pads else 0
     room = size + added - reach
     if room < 0:
-        raise Conflict
+        return 0  # the caller raises for all axes together
     return (-(-room // stride) if site.integer("ceil_mode", 0) else room // stride) + 1
 
 
@@ -123,9 +116,10 @@ def _conv(site: Site) -> KnownShape | None:
     if weight is None or x is None or len(x) != len(weight):
         return None
     group = site.integer("group", 1)
-    _check(x[1], None if weight[1] is None else weight[1] * group)
-    spatial = [_window(site, size, axis, kernel or 1) for axis, (size, kernel) in
-               enumerate(zip(x[2:], weight[2:], strict=True))]  # fmt: skip
+    kernels = _numbers(site, "kernel_shape", [size or 1 for size in weight[2:]])
+    spatial = [_window(site, size, axis, kernels[axis]) for axis, size in enumerate(x[2:])]
+    pairs = [(x[1], None if weight[1] is None else weight[1] * group), *zip(weight[2:], kernels, strict=False)]
+    check(*pairs, *((1, 0) for size in spatial if size == 0))
     return (x[0], weight[0], *spatial)
 
 
@@ -133,7 +127,7 @@ def _transposed_conv(site: Site) -> KnownShape | None:
     x, weight = site.shape(0), site.shape(1)
     if x is None or weight is None or len(x) != len(weight):
         return None
-    _check(x[1], weight[0])
+    check((x[1], weight[0]))
     out = None if weight[1] is None else weight[1] * site.integer("group", 1)
     return (x[0], out, *[None] * (len(x) - 2))
 
@@ -142,7 +136,9 @@ def _pool(site: Site) -> KnownShape | None:
     x, kernel = site.shape(0), _numbers(site, "kernel_shape", [])
     if x is None or len(kernel) != len(x) - 2:
         return None
-    return (*x[:2], *[_window(site, size, axis, kernel[axis]) for axis, size in enumerate(x[2:])])
+    spatial = [_window(site, size, axis, kernel[axis]) for axis, size in enumerate(x[2:])]
+    check(*((1, 0) for size in spatial if size == 0))
+    return (*x[:2], *spatial)
 
 
 def _global_pool(site: Site) -> KnownShape | None:
@@ -154,7 +150,7 @@ def _matmul(site: Site) -> KnownShape | None:
     first, second = site.shape(0), site.shape(1)
     if first is None or second is None or len(first) < 2 or len(second) < 2:
         return None
-    _check(first[-1], second[-2])
+    check((first[-1], second[-2]))
     return (*broadcast([first[:-2], second[:-2]]), first[-2], second[-1])
 
 
@@ -164,7 +160,7 @@ def _gemm(site: Site) -> KnownShape | None:
         return None
     rows, inner = first[::-1] if site.integer("transA", 0) else first
     inner_too, columns = second[::-1] if site.integer("transB", 0) else second
-    _check(inner, inner_too)
+    check((inner, inner_too))
     return (rows, columns)
 
 
@@ -251,8 +247,7 @@ def _squeeze(site: Site) -> KnownShape | None:
     if x is None or axes is None or not x:
         return None
     places = {axis % len(x) for axis in axes}
-    for axis in places:
-        _check(x[axis], 1)
+    check(*((x[axis], 1) for axis in places))
     return tuple(size for axis, size in enumerate(x) if axis not in places)
 
 
@@ -274,25 +269,52 @@ def _gather(site: Site) -> KnownShape | None:
     return (*table[:axis], *indices, *table[axis + 1 :])
 
 
-def _recurrent(site: Site) -> KnownShape | None:
-    """LSTM, GRU, RNN: X is time x batch x features, W directions x gates x features."""
-    x, weight, state = site.shape(0), site.shape(1), site.shape(2)
-    if x is None or weight is None or len(x) != 3 or len(weight) != 3:
+def _split(site: Site) -> KnownShape | None:
+    """At least one row a part; where the sizes are given they add up."""
+    x, axis, sizes = site.shape(0), site.integer("axis", 0), site.constant(1)
+    if x is None or not -len(x) <= axis < len(x) or x[axis] is None:
         return None
-    _check(x[2], weight[2])
-    hidden = state[2] if state is not None and len(state) == 3 else None
-    for position, batch_axis in ((4, 0), (5, 1), (6, 1)):
-        other = site.shape(position)
-        if other is not None and len(other) > batch_axis and not site.integer("layout", 0):
-            _check(other[batch_axis], x[1])
-    return (x[0], weight[0], x[1], hidden) if not site.integer("layout", 0) else None
+    size = x[axis] or 0
+    count = site.integer("num_outputs", len(site.node.outputs))
+    named = site.attribute("split")
+    if sizes is not None or isinstance(named, tuple):
+        numbers = sizes.reshape(-1).tolist() if sizes is not None else named
+        assert isinstance(numbers, list | tuple), "one of the two is there"
+        check((size, sum(int(number) for number in numbers)))
+    elif size % count:
+        raise Conflict
+    return None
+
+
+def _depth_to_space(site: Site) -> KnownShape | None:
+    x, block = site.shape(0), site.integer("blocksize", 1)
+    if x is None or len(x) != 4 or x[1] is None:
+        return None
+    check((x[1] % (block * block), 0))
+    return (x[0], x[1] // (block * block), *(None if size is None else size * block for size in x[2:]))
+
+
+def _as_long_as_rank(position: int, factor: int = 1) -> Shaper:
+    """Input `position` has one number (or `factor`) for each axis of input 0, unless axes are named."""
+
+    def shaper(site: Site) -> KnownShape | None:
+        x, numbers = site.shape(0), site.shape(position)
+        if x is not None and numbers and not site.attribute("axes") and site.shape(3 if factor == 2 else 99) is None:
+            check((numbers[0], len(x) * factor))
+        return None
+
+    return shaper
+
+
+def _resized(site: Site) -> KnownShape | None:
+    return _as_long_as_rank(3 if site.shape(3) is not None else 2)(site)
 
 
 def _normalised(site: Site) -> KnownShape | None:
     """BatchNormalization, InstanceNormalization: one scale a channel."""
     x, scale = site.shape(0), site.shape(1)
     if x is not None and scale is not None and len(x) > 1 and len(scale) == 1:
-        _check(x[1], scale[0])
+        check((x[1], scale[0]))
     return x
 
 
@@ -328,6 +350,9 @@ SHAPERS: Mapping[str, Shaper] = {  # operation -> shape of its first output
     "MatMul": _matmul, "MatMulInteger": _matmul, "Gemm": _gemm, "Flatten": _flatten, "Reshape": _reshape,
     "Transpose": _transpose, "Concat": _concat, "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Gather": _gather,
     **{f"Reduce{kind}": _reduce for kind in ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSumExp")},
-    "LSTM": _recurrent, "GRU": _recurrent, "RNN": _recurrent, "BatchNormalization": _normalised,
+    "Split": _split, "DepthToSpace": _depth_to_space, "Attention": attention, "NonMaxSuppression": boxes,
+    "NegativeLogLikelihoodLoss": classified, "SoftmaxCrossEntropyLoss": classified, "Tile": _as_long_as_rank(1),
+    "Upsample": _as_long_as_rank(1), "Resize": _resized, "Pad": _as_long_as_rank(1, 2),
+    "LSTM": recurrent, "GRU": recurrent, "RNN": recurrent, "BatchNormalization": _normalised,
     "InstanceNormalization": _normalised, "FULLY_CONNECTED": _fully_connected,
 }  # fmt: skip

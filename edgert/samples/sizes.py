@@ -17,7 +17,7 @@ _BY_NAME: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"channel|^c$", re.IGNORECASE), 3),
 )
 """Usual sizes by the name of a free dimension; the first that matches counts."""
-_COMMON = (1, 2, 3, 4, 8, 10, 16, 32, 64, 96, 128, 160, 192, 224, 256, 299, 300, 320, 384, 416, 512, 640)
+_COMMON = (*range(1, 17), 20, 24, 32, 64, 96, 128, 160, 192, 224, 256, 299, 300, 320, 384, 416, 512, 640)
 """Sizes to try where the usual one does not fit."""
 _NODE_VISITS = 200_000
 """How many nodes may be looked at in the search: about two seconds."""
@@ -60,7 +60,7 @@ class _Axis:
         rank = len(self.value.shape or ())
         if rank == 4 and self.axis > 0:  # an image; its channels are free only where they come first
             return 3 if self.axis == 1 and (self.value.shape or ())[3] not in (1, 3, 4) else 64
-        return 16 if rank == 3 and self.axis == 1 else 1
+        return 16 if rank in (3, 5) and self.axis == rank - 2 else 1
 
 
 def _free(graph: Graph) -> Iterator[_Axis]:
