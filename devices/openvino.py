@@ -163,7 +163,7 @@ class Prepared:
             for name, low, high in self._narrowed:
                 _check_fits(name, cast("Array", inputs[name]), low, high)
             for name, view in self._fixed.items():
-                np.copyto(view, cast("Array", inputs[name]).view(view.dtype), casting="no")
+                _copy(name, cast("Array", inputs[name]), view)
             for port in self._others:
                 self._set(port, cast("Array", inputs[port.name]))
             if len(inputs) > len(self._known):
@@ -377,6 +377,12 @@ def _ran_on(compiled: Any, name: str, device: Device) -> Mapping[str, int]:
 def _viewed(data: Array, dtype: DType) -> Array:
     """OpenVINO's array as the type that it is: bfloat16 and float8 come under a carrier's name."""
     return data.view(_CARRIED[dtype]).view(numpy_dtype(dtype)) if dtype in _CARRIED else data
+
+
+def _copy(name: str, value: Array, view: Array) -> None:
+    if value.shape != view.shape:  # numpy would broadcast
+        raise ValueError(f"input {name!r} has shape {value.shape}, prepared for {view.shape}")
+    np.copyto(view, value, casting="no")
 
 
 def _check_fits(name: str, value: Array, low: int, high: int) -> None:

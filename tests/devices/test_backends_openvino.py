@@ -108,6 +108,24 @@ def test_bfloat16_goes_in_and_out(tmp_path):
     assert got.tolist() == [-1, 2.5, -3]
 
 
+@pytest.mark.parametrize("bad", [np.ones((1, 1), np.float32), np.ones((1, 4), np.int32)], ids=["shape", "dtype"])
+def test_an_input_is_neither_broadcast_nor_reinterpreted(bad, tmp_path):
+    proto = model([helper.make_node("Neg", ["x"], ["y"])], [info("x")], [info("y")])
+    runnable = prepared("openvino", source(proto, tmp_path))
+    with pytest.raises(RunFailed):
+        runnable.run({"x": bad})
+
+
+def test_a_free_size_that_does_not_fit_the_weights_is_refused_before_it_runs(tmp_path):
+    proto = model([helper.make_node("MatMul", ["x", "w"], ["y"])], [info("x", shape=("N", "K"))],
+                  [info("y", shape=("N", 4))], [weights("w", 8, 4)])  # fmt: skip
+    runnable = prepared("openvino", source(proto, tmp_path))
+    assert runnable.run({"x": np.ones((2, 8), np.float32)})["y"].shape == (2, 4)
+    for width in (3, 100):
+        with pytest.raises(RunFailed, match="Incompatible MatMul matrix dimension"):
+            runnable.run({"x": np.ones((2, width), np.float32)})
+
+
 def test_values_that_are_no_tensors_are_refused_by_name(tmp_path):
     sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
     proto = model([helper.make_node("SequenceLength", ["s"], ["n"])], [sequence], [info("n", TensorProto.INT64, ())])
