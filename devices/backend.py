@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from edgert.graph import Format, Value
 from edgert.machine import Device, Reach
@@ -52,6 +52,20 @@ class Runnable(Protocol):
 
     def close(self) -> None:
         """Release what the library holds; closing twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class Signs(Protocol):
+    """A backend that can tell a model's signature by itself, for formats whose reader may be missing."""
+
+    def signature(self, path: Path) -> tuple[tuple[Value, ...], tuple[Value, ...], Precision]:
+        """Inputs, outputs and own precision of a model file.
+
+        Raises:
+            PrepareRefused: the library does not take the file.
+            MissingPackage: the library is not there.
+        """
         ...
 
 

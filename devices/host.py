@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgert.devices import backend as load_backend
-from edgert.devices.backend import Runnable, Source
+from edgert.devices.backend import Runnable, Signs, Source
 from edgert.errors import OptionError
 from edgert.graph import Value
 from edgert.machine import Device, device_from_json
@@ -40,6 +40,8 @@ class Host:
         match method:
             case "reaches":
                 return self._reaches(body["backend"], [device_from_json(item) for item in body["devices"]]), {}
+            case "signature":
+                return self._signature(body["backend"], Path(body["path"])), {}
             case "prepare":
                 return self._prepare(body), {}
             case "hold":
@@ -67,6 +69,17 @@ class Host:
         return {
             "version": library.version(),
             "reaches": [{field: getattr(reach, field) for field in fields} for reach in reaches],
+        }
+
+    def _signature(self, name: str, path: Path) -> dict[str, Any]:
+        library = load_backend(name)
+        if not isinstance(library, Signs):
+            raise OptionError(f"backend {name!r} does not tell a model's signature.")
+        inputs, outputs, precision = library.signature(path)
+        return {
+            "inputs": [asdict(value) for value in inputs],
+            "outputs": [asdict(value) for value in outputs],
+            "precision": precision,
         }
 
     def _prepare(self, body: Mapping[str, Any]) -> dict[str, Any]:

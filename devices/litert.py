@@ -20,10 +20,10 @@ import numpy as np
 
 from edgert.devices.backend import Runnable, Source
 from edgert.devices.words import SIMULATED, failed, installed, refused, unusable
-from edgert.errors import MissingPackage, UnknownTarget
-from edgert.graph import Value
+from edgert.errors import MissingPackage, PrepareRefused, UnknownTarget
+from edgert.graph import Quantization, Value
 from edgert.machine import Device, Reach
-from edgert.profile import Target
+from edgert.profile import Precision, Target
 from edgert.tensor import Array, Data
 
 _LOG = logging.getLogger(__name__)
@@ -74,6 +74,27 @@ class Backend:
         if source.format != "tflite" or device.kind != "cpu":
             return ()
         return tuple(Target(self.name, device.id, source.precision, count, variant) for count in threads)
+
+    def signature(self, path: Path) -> tuple[tuple[Value, ...], tuple[Value, ...], Precision]:
+        """Inputs, outputs and own precision as the interpreter has them: quantised when any of its tensors is.
+
+        Raises:
+            PrepareRefused: LiteRT does not take the file.
+            MissingPackage: it is not installed.
+        """
+        library = _interpreter_module()
+        try:
+            interpreter = library.Interpreter(str(path), num_threads=1)
+            inputs = tuple(_value(detail) for detail in interpreter.get_input_details())
+            outputs = tuple(_value(detail) for detail in interpreter.get_output_details())
+            quantised = any(
+                len(detail["quantization_parameters"]["scales"]) for detail in interpreter.get_tensor_details()
+            )
+        except Exception as error:  # as in `prepare`
+            raise PrepareRefused(
+                f"{path}: LiteRT refuses it ({error}).", "Export or download it again.", target=self.name
+            ) from error
+        return inputs, outputs, "i8" if quantised else "f32"
 
     def prepare(self, source: Source, target: Target, device: Device, cache: Path | None = None) -> Runnable:
         library = _interpreter_module()
@@ -192,6 +213,21 @@ def _ports(values: Sequence[Value], details: Sequence[Mapping[str, Any]]) -> lis
             raise ValueError(f"{value.name!r} is {value.dtype}, LiteRT makes it {kind.name}")
         ports.append(_Port(value.name, int(detail["index"]), tuple(int(size) for size in detail["shape"]), text))
     return ports
+
+
+def _value(detail: Mapping[str, Any]) -> Value:
+    """An input or output as the interpreter describes it; free dimensions are -1 in its signature."""
+    shape = tuple(int(size) if size >= 0 else "" for size in detail["shape_signature"])
+    kind = np.dtype(detail["dtype"])
+    parameters = detail["quantization_parameters"]
+    quantization = None
+    if len(parameters["scales"]):
+        scales = tuple(float(scale) for scale in parameters["scales"])
+        zero_points = tuple(int(point) for point in parameters["zero_points"])
+        axis = int(parameters["quantized_dimension"]) if len(scales) > 1 else None
+        quantization = Quantization(scales, zero_points, axis)
+    dtype = "string" if kind.kind in "SUO" else kind.name
+    return Value(str(detail["name"]), dtype, shape, quantization=quantization)
 
 
 def _read(interpreter: Any, port: _Port) -> Array:

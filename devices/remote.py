@@ -15,8 +15,10 @@ from typing import Any
 from edgert.devices.backend import Source
 from edgert.devices.host import Host, source_to_json
 from edgert.errors import ChildDied, ChildError
+from edgert.graph import Value
 from edgert.machine import Device, Reach
-from edgert.profile import Target
+from edgert.plan import value_from_json
+from edgert.profile import Precision, Target
 from edgert.tensor import Data
 from edgert.transport.child import Child
 from edgert.transport.wire import Message
@@ -97,6 +99,14 @@ class Remote:
             "reaches", {"backend": backend, "devices": [asdict(item) for item in devices]}, timeout_s=timeout_s
         )
         return body["version"], tuple(Reach(**item) for item in body["reaches"])
+
+    def signature(
+        self, backend: str, path: Path, *, timeout_s: float
+    ) -> tuple[tuple[Value, ...], tuple[Value, ...], Precision]:
+        """As `Signs.signature`, there; also raises `ChildError`."""
+        body, _ = self.call("signature", {"backend": backend, "path": str(path)}, timeout_s=timeout_s)
+        inputs, outputs = (tuple(value_from_json(item) for item in body[side]) for side in ("inputs", "outputs"))
+        return inputs, outputs, body["precision"]
 
     def prepare(
         self,

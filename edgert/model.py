@@ -15,13 +15,14 @@ from typing import Any, TypeAlias
 from edgert import formats, planning, store
 from edgert.devices import probe as probing
 from edgert.devices.backend import Source
-from edgert.errors import Cancelled, Closed, EdgertError, OptionError
+from edgert.errors import Cancelled, Closed, EdgertError, MissingPackage, OptionError
 from edgert.execution.pipeline import Isolation, Made, Pipeline
 from edgert.feed import Feeder
 from edgert.graph import Value
 from edgert.machine import Machine
 from edgert.plan import Objective, Plan, Receipt, Tolerance
 from edgert.planning import Assignment, Memory, Wish
+from edgert.planning.whole import open_whole
 from edgert.tensor import Array, Data
 
 _log = logging.getLogger(__name__)
@@ -114,12 +115,23 @@ def load(
         source = Source(file, plan.format, plan.inputs, plan.outputs, plan.own_precision)
         return Model(Pipeline(plan, source, machine, memory.compiled(), isolation), source, machine)
     say = progress or (lambda _message, _share: None)
-    assignment = Assignment(formats.open_model(file), machine, wish, memory, budget_s, chosen, say)
+    assignment = Assignment(_open(file, model_digest), machine, wish, memory, budget_s, chosen, say)
     plan = planning.make_plan(assignment) if budget_s else planning.first_plan(assignment)
     model = Model(Pipeline(plan, assignment.source, machine, memory.compiled(), isolation), assignment.source, machine)
     if not budget_s:
         model.improve(assignment, isolation, lambda: asked or probing.probe(cache_dir=folder))
     return model
+
+
+def _open(file: Path, digest: str) -> formats.ModelFile:
+    """The model file as a graph; a .tflite without its schema (32-bit boards) as one piece."""
+    try:
+        return formats.open_model(file)
+    except MissingPackage as error:
+        if file.suffix != ".tflite":
+            raise
+        _log.info("%s", error.message)
+        return open_whole(file, digest)
 
 
 def _tolerance(asked: float | Tolerance | None) -> Tolerance:

@@ -181,7 +181,7 @@ def _plan(assignment: Assignment, choice: Choice, found: Candidates, reference: 
         segments=(segment,),
         instances=choice.instances,
         fallbacks=_fallbacks(winner, choice.rows, reference, found),
-        verification=Verification(reference.name, winner.errors, reference.reason),
+        verification=Verification(reference.name, winner.errors if reference.name else (), reference.reason),
         measured_s=timing.p50_s,
         items_per_s=timing.items_per_s,
         candidates=(*choice.rows, *left_out),
