@@ -20,7 +20,7 @@ from edgert.devices import backend
 from edgert.devices.backend import Runnable, Source
 from edgert.devices.host import pin_thread
 from edgert.devices.remote import Remote
-from edgert.errors import Closed, DeviceLost, EdgertError
+from edgert.errors import Closed, DeviceLost, EdgertError, RunFailed
 from edgert.machine import Machine
 from edgert.plan import Instance, Plan
 from edgert.profile import Target
@@ -58,20 +58,29 @@ class _Prepared:
             self.free.put(runnable)
 
     def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
-        if self.shared is not None:
-            return self.shared(inputs)
-        lent = self.free.get()
+        if self.shared is None:
+            return self._lend(inputs, pinned=False)
         try:
-            return lent[0].run(inputs)
-        finally:
-            self.free.put(lent)
+            return self.shared(inputs)
+        except EdgertError:
+            raise
+        except Exception as error:  # a backend of another package may raise anything
+            raise _typed(error, self.target) from error
 
     def run_pinned(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
         """As `run`, on the instance's own cores: for edgert's threads only, never the caller's."""
-        lent = self.free.get()
+        return self._lend(inputs, pinned=True)
+
+    def _lend(self, inputs: Mapping[str, Data], *, pinned: bool) -> dict[str, Data]:
+        runnable, cores = lent = self.free.get()
         try:
-            pin_thread(lent[1])
-            return lent[0].run(inputs)
+            if pinned:
+                pin_thread(cores)
+            return runnable.run(inputs)
+        except EdgertError:
+            raise
+        except Exception as error:  # as in `run`
+            raise _typed(error, self.target) from error
         finally:
             self.free.put(lent)
 
@@ -154,8 +163,11 @@ class Pipeline:
         with self._lock:
             self._check_open()
             if self._current is not failed:
-                current = self._current
-                return Made(run(current), current.target, self._why)
+                failed = self._current
+                try:
+                    return Made(run(failed), failed.target, self._why)
+                except EdgertError as again:
+                    error = again
             _log.warning("%s failed: %s", failed.target, error.message)
             rung = self._rung
             while rung + 1 < len(self._ladder):
@@ -200,13 +212,18 @@ class Pipeline:
         library = backend(target.backend)
         device = self._machine.device(target.device)
         if target.device.startswith("cpu") or self._isolation == "none":
-            made = [
-                (
-                    _pinned(instance.cores, lambda: library.prepare(self._source, target, device, self._cache)),
-                    instance.cores,
-                )
-                for instance in instances
-            ]
+            try:
+                made = [
+                    (
+                        _pinned(instance.cores, lambda: library.prepare(self._source, target, device, self._cache)),
+                        instance.cores,
+                    )
+                    for instance in instances
+                ]
+            except EdgertError:
+                raise
+            except Exception as error:  # as in `_Prepared.run`
+                raise _typed(error, target) from error
             return _Prepared(target, made, library.reentrant)
         remote = Remote(f"executor of {target.device}")
         self._remotes.append(remote)
@@ -226,6 +243,11 @@ class Pipeline:
     def _check_open(self) -> None:
         if self._closed:
             raise Closed(f"the model {self._source.path.name} was closed.", "Load it again.")
+
+
+def _typed(error: Exception, target: Target) -> RunFailed:
+    """What a library raised against the rules, as an error of the tree."""
+    return RunFailed(f"{target}: {type(error).__name__}: {error}.")
 
 
 def _pinned(cores: tuple[int, ...], make: Callable[[], Runnable]) -> Runnable:
