@@ -116,7 +116,7 @@ def digest(path: str | os.PathLike[str]) -> str:
     if _is_tflite(data):
         from edgert.formats.flat import has_external_buffers
 
-        if not has_external_buffers(data):
+        if not has_external_buffers(where, data):
             return sha256(data)
         from edgert.formats.tflite import companions as tflite_companions
 

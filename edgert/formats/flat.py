@@ -52,14 +52,19 @@ def schema() -> ModuleType:
     return module
 
 
-def has_external_buffers(data: memoryview) -> bool:
+def has_external_buffers(path: Path, data: memoryview) -> bool:
     """Whether a .tflite keeps weights in other files, from its root table alone (no schema needed)."""
-    with trusting(Path("model")):
+    with trusting(path):
         root = struct.unpack_from("<I", data, 0)[0]
         table = root - struct.unpack_from("<i", data, root)[0]
         slot = 4 + 2 * _EXTERNAL_GROUPS
         size = struct.unpack_from("<H", data, table)[0]
         return bool(table >= 0 and size > slot and struct.unpack_from("<H", data, table + slot)[0])
+
+
+def external_buffer(tensor: Any) -> int:
+    """Number of a tensor's external buffer; 0 for none (older schemas know of none)."""
+    return int(tensor.ExternalBuffer()) if hasattr(tensor, "ExternalBuffer") else 0
 
 
 @contextmanager
@@ -100,6 +105,8 @@ class Reader:
 
     def tables(self, owner: Any, name: str) -> list[Any]:
         """A vector of tables, such as `owner.Tensors(i)` for i below `owner.TensorsLength()`."""
+        if not hasattr(owner, f"{name}Length"):
+            return []  # a field that this ai-edge-litert's schema does not know yet
         count = getattr(owner, f"{name}Length")()
         self.spend(8 * count, f"vector {name}")  # an offset of 4 bytes to a table of at least 4
         item = getattr(owner, name)

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgert.errors import ModelUnsupported
 from edgert.formats.files import beside, digest_with, map_file, sha256, unique_names
-from edgert.formats.flat import Reader, schema, trusting
+from edgert.formats.flat import Reader, external_buffer, has_external_buffers, schema, trusting
 from edgert.formats.tflite_tensors import read_constant
 from edgert.graph import Attribute, Constant, Format, Graph, Node, Quantization, Signature, Value
 from edgert.profile import Precision
@@ -71,6 +71,11 @@ def open_tflite(path: Path, data: memoryview) -> TfliteFile:
         ModelCorrupt, ModelUnsupported, MissingPackage: see `edgert.formats.open_model`.
     """
     generated = schema()
+    if has_external_buffers(path, data) and not hasattr(generated, "ExternalBuffer"):
+        raise ModelUnsupported(
+            f"model {str(path)!r} keeps weights in other files, which this ai-edge-litert does not know.",
+            "pip install --upgrade ai-edge-litert",
+        )
     with trusting(path):
         model = generated.Model.GetRootAs(data, 0)
         reader = _Tflite(path, data, model)
@@ -296,7 +301,7 @@ class _Tflite(Reader):
     def _has_data(self, value: Value, tensor: Any) -> bool:
         if tensor.IsVariable():
             return False
-        if tensor.ExternalBuffer():
+        if external_buffer(tensor):
             return True
         index = int(tensor.Buffer())
         if index >= len(self.buffers):
@@ -318,8 +323,8 @@ class _Tflite(Reader):
         return Constant(shown, len(content), partial(read_constant, content, shown))
 
     def _content(self, value: Value, tensor: Any) -> memoryview:
-        if tensor.ExternalBuffer():
-            return self._external(value, int(tensor.ExternalBuffer()))
+        if external_buffer(tensor):
+            return self._external(value, external_buffer(tensor))
         buffer = self.buffers[int(tensor.Buffer())]
         if int(buffer.Offset()) > 1:  # 1 is a placeholder that converters write before they know
             start, size = int(buffer.Offset()), int(buffer.Size())

@@ -11,7 +11,7 @@ import numpy as np
 from edgert.errors import ModelUnsupported
 from edgert.formats.cut import Cut, cut
 from edgert.formats.files import beside, map_file, replacing
-from edgert.formats.flat import schema, trusting
+from edgert.formats.flat import has_external_buffers, schema, trusting
 from edgert.graph import Graph
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def write_nodes(source: TfliteFile, nodes: Collection[str], path: Path) -> tuple
 
 def _whole(source: TfliteFile) -> bytearray | memoryview:
     with trusting(source.path):
-        model = schema().Model.GetRootAs(source.data, 0)
-        if model.ExternalBuffersLength() == 0:
+        if not has_external_buffers(source.path, source.data):
             return source.data
         return _pack(schema().ModelT.InitFromPackedBuf(source.data), source)
 
@@ -228,6 +227,8 @@ def _content(buffer: Any, file: memoryview) -> memoryview:
 
 def _take_in_external(model: Any, source: TfliteFile) -> None:
     """Turn external buffers into the model's own."""
+    if not has_external_buffers(source.path, source.data):
+        return
     items = {item.id: item for item in model.externalBuffers or ()}
     for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors or ()):
         if tensor.externalBuffer:

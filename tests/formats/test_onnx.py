@@ -75,7 +75,7 @@ def test_sequences_and_sparse_constants_keep_their_kind(tmp_path):
     assert graph.constants["k"].read().tolist() == [1, 0, 0, 2]
 
 
-@pytest.mark.parametrize("code", sorted(DTYPES))
+@pytest.mark.parametrize("code", sorted(DTYPES.keys() & set(TensorProto.DataType.values())))
 def test_every_element_type_of_the_standard_is_read_exactly(code, tmp_path):
     dtype = DTYPES[code]
     if dtype == "string":
@@ -85,7 +85,7 @@ def test_every_element_type_of_the_standard_is_read_exactly(code, tmp_path):
         numpy_type = np.dtype(getattr(ml_dtypes, dtype, dtype))
         expected = np.ones(3).astype(numpy_type)
         tensor = numpy_helper.from_array(expected, "w")
-    proto = model([helper.make_node("Identity", ["w"], ["y"])], [], [info("y", code, (3,))], [tensor], ir_version=14)
+    proto = model([helper.make_node("Identity", ["w"], ["y"])], [], [info("y", code, (3,))], [tensor], onnx.IR_VERSION)
     constant = read(proto, tmp_path).graph.constants["w"]
     assert constant.value.dtype == dtype
     assert constant.read().dtype == expected.dtype
