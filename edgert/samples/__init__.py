@@ -21,9 +21,12 @@ from edgert.samples.draw import draw
 from edgert.samples.rules import SEQUENCE_LENGTH, fact_of, is_opened, is_sequence, map_of
 from edgert.samples.scope import Scope
 from edgert.samples.sizes import resolve
-from edgert.tensor import Data, dtype_of
+from edgert.tensor import Data, dtype_of, shape_text, size_bytes
 
 __all__ = ["digest_of", "synthesise"]
+
+_LARGEST_BYTES = 1 << 32
+"""Of one input: no model takes more at once, a damaged file may say anything."""
 
 
 def synthesise(
@@ -42,7 +45,8 @@ def synthesise(
         count: how many sets; all have the same shapes.
 
     Raises:
-        OptionError: `count` or a size is below one, or an input's rank or element type is unknown and nothing tells it.
+        OptionError: `count` or a size is below one; an input's rank or element type is unknown and nothing tells it; an
+            input would take more than 4 GiB.
     """
     _check(graph, sizes or {}, count)
     shapes = resolve(graph, sizes or {})
@@ -86,6 +90,11 @@ def _one(scope: Scope, value: Value, seed: int, index: int) -> Data:
         shape = (2,)  # elements of a sequence may have any shape
     if shape is None:
         raise OptionError(f"the rank of input {value.name!r} is unknown and no operation tells it.", "Pass samples=.")
+    if size_bytes(value.dtype or "float32", tuple(size or 1 for size in shape)) > _LARGEST_BYTES:
+        raise OptionError(
+            f"input {value.name!r} of shape {shape_text(tuple(size or 1 for size in shape))} is too large to make up.",
+            "Give smaller sizes to its free dimensions, or pass samples= of your own.",
+        )
     fact = fact_of(scope, value)
     if sequence:
         return [draw(value, shape, fact, rng) for _ in range(SEQUENCE_LENGTH)]

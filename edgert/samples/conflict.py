@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+NONSENSE = (ArithmeticError, LookupError, TypeError, ValueError)
+"""What a rule trips over when a file's attributes make no sense (a stride of zero, an axis beyond the rank): the rule
+then has nothing to say, and the backend that prepares the model does."""
+
 
 class Conflict(Exception):
     """Sizes that a node cannot take; how many of them, so that a search sees each one that it mends."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgert.graph import Value
+from edgert.samples.conflict import NONSENSE
 from edgert.samples.draw import ANY, WORDS, Fact
 from edgert.samples.lengths import (
     Rule,
@@ -48,7 +49,7 @@ from edgert.samples.lengths import (
     trip_count,
     valid_keys,
 )
-from edgert.samples.scope import Scope, Seen, Site, seen_by
+from edgert.samples.scope import Scope, Site, seen_by
 from edgert.tensor import Data
 
 
@@ -57,10 +58,12 @@ def fact_of(scope: Scope, value: Value) -> Fact:
     integer = value.dtype is not None and "int" in value.dtype
     fact = ANY
     for seen in seen_by(scope, value.name):
-        rule = RULES.get((seen.site.node.op, seen.site.position))
-        if rule is not None:
-            fact &= rule(seen.site).before(seen.scale, seen.shift, integer=integer)
-        fact &= _mask(seen)
+        for rule in (RULES.get((seen.site.node.op, seen.site.position)), _mask):
+            try:
+                found = ANY if rule is None else rule(seen.site)
+            except NONSENSE:
+                continue
+            fact &= found if rule is _mask else found.before(seen.scale, seen.shift, integer=integer)
     if fact.empty and "mask" in value.name.lower() and value.dtype in ("int32", "int64", "float32", "float16"):
         return Fact(mask=True)
     return fact
@@ -129,9 +132,8 @@ def _class_index(site: Site) -> Fact:
 # Masks.
 
 
-def _mask(seen: Seen) -> Fact:
+def _mask(site: Site) -> Fact:
     """Whether the place is one that only masks reach: cast to bool, compared with zero, or (1 - m) * -10000."""
-    site = seen.site
     if site.node.op == "Cast" and site.attribute("to") == 9:  # TensorProto.BOOL
         return Fact(mask=True)
     if site.node.op in ("Mul", "MUL") and len(site.node.inputs) == 2:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from edgert.graph import Graph
-from edgert.samples.conflict import Conflict, check
+from edgert.samples.conflict import NONSENSE, Conflict, check
 from edgert.samples.joints import attention, boxes, classified, recurrent
 from edgert.samples.scope import KnownShape, Scope, Site
 from edgert.tensor import Array
@@ -40,6 +40,8 @@ def forward(graph: Graph, given: Mapping[str, KnownShape], allowed: int) -> tupl
                 conflicts += conflict.count
                 if conflicts > allowed:
                     break
+            except NONSENSE:
+                made = None
         for position, name in enumerate(node.writes):
             found = _joined(made if position == 0 else None, _declared(graph, name))
             if found is not None:

@@ -17,7 +17,8 @@ _BY_NAME: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"channel|^c$", re.IGNORECASE), 3),
 )
 """Usual sizes by the name of a free dimension; the first that matches counts."""
-_COMMON = (*range(1, 17), 20, 24, 32, 64, 96, 128, 160, 192, 224, 256, 299, 300, 320, 384, 416, 512, 640)
+_COMMON = (*range(1, 17), 20, 24, 32, 64, 96, 128, 160, 192, 224, 227, 256, 288, 299, 300, 320, 384, 416, 448,
+           512, 600, 640, 768, 1024)  # fmt: skip
 """Sizes to try where the usual one does not fit."""
 _NODE_VISITS = 200_000
 """How many nodes may be looked at in the search: about two seconds."""
