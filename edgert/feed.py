@@ -49,6 +49,7 @@ class Feeder:
             elif name in inputs:
                 feed[name] = _convert(given, self._values[name])
             elif name not in self._optional:
+                self._reject_unknown(inputs)  # a name that is misspelt says more than the one that is missing
                 raise MissingInput(f"input {name!r} was not given.", f"The model wants {self._signature()}.")
         if len(inputs) != len(feed):
             self._reject_unknown(inputs)

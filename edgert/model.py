@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from edgert import formats, planning, store
 from edgert.devices import probe as probing
@@ -101,8 +102,10 @@ def load(
         raise OptionError(f"objective {objective!r} is unknown.", "Use 'latency' or 'throughput'.")
     if not budget_s >= 0:
         raise OptionError(f"budget_s={budget_s!r} is not a number of seconds.", "Pass 0 or more.")
+    if isolation not in get_args(Isolation):
+        raise OptionError(f"isolation {isolation!r} is unknown.", "Use 'auto' or 'none'.")
     chosen, digest = planning.user_samples(samples)
-    wish = Wish(objective, precision, _tolerance(tolerance), None if targets is None else tuple(targets), digest)
+    wish = Wish(objective, precision, _tolerance(tolerance), _targets(targets), digest)
     folder = store.folder(cache_dir)
     file = Path(path).expanduser().absolute()
     model_digest = formats.digest(file)
@@ -134,10 +137,20 @@ def _open(file: Path, digest: str) -> formats.ModelFile:
         return open_whole(file, digest)
 
 
+def _targets(asked: Sequence[str] | None) -> tuple[str, ...] | None:
+    if asked is not None and (isinstance(asked, str) or not asked):
+        raise OptionError(
+            f"targets={asked!r} is not a list of targets.", "Pass a list such as ['openvino@*'], or nothing for all."
+        )
+    return None if asked is None else tuple(asked)
+
+
 def _tolerance(asked: float | Tolerance | None) -> Tolerance:
     if asked is None:
         return Tolerance()
     if isinstance(asked, Tolerance):
+        if not (asked.range_fraction >= 0 and asked.lsb >= 0) or math.isnan(asked.sqnr_db):
+            raise OptionError(f"tolerance={asked} is negative or not a number.", "Pass 0 or more in each field.")
         return asked
     if not asked >= 0:
         raise OptionError(f"tolerance={asked!r} is not a fraction.", "Pass 0 or more, such as 1e-3.")
