@@ -147,6 +147,8 @@ def test_an_unknown_name_is_refused_with_the_signature():
     with pytest.raises(UnknownInput, match="image: float32 Nx3x4x5") as caught:
         Feeder([IMAGE])({"image": np.zeros((1, 3, 4, 5), np.float32), "imagine": 1})
     assert "'imagine'" in caught.value.message
+    with pytest.raises(UnknownInput, match="'imagine'"):  # misspelt, not missing
+        Feeder([IMAGE])({"imagine": np.zeros((1, 3, 4, 5), np.float32)})
 
 
 def test_a_missing_input_is_refused_by_name():
