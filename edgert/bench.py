@@ -1,7 +1,7 @@
 """The referee: edgert's choice against every single target, measured afresh and apart from the planner.
 
     load      the plan, as any application gets it
-    prepare   a fresh copy of each target, each in a process of its own
+    prepare   a fresh copy of each target, each in a process of its own (for throughput: as many instances as fit)
     heats     all of them, interleaved: who is fastest but the chosen one? That one is the rival
     final     chosen, rival, `Model.run` and plain ONNX Runtime, interleaved; the heats do not count here,
               so that a target which was lucky once is not compared by its luck
@@ -26,7 +26,7 @@ from edgert.devices.backend import Source
 from edgert.devices.remote import Remote, RemoteRunnable
 from edgert.errors import EdgertError
 from edgert.formats import ModelFile, open_model
-from edgert.machine import Machine
+from edgert.machine import Device, Machine
 from edgert.model import Model
 from edgert.model import load as load_model
 from edgert.plan import Plan, Tolerance
@@ -42,6 +42,10 @@ ENOUGH = 1.02
 """A choice that may be this near to the best other target holds."""
 PREPARE_LIMIT_S = 120.0
 CALL_LIMIT_S = 60.0
+_PREPARING = 0.2
+"""Part of the progress that preparing takes."""
+LONGEST_VISIT_S = 1.0
+"""Of all instances together."""
 _OUT: frozenset[Outcome] = frozenset({"wrong", "refused", "crashed", "timeout"})
 """What the planner found no answer, or a wrong one, from: not timed."""
 
@@ -63,7 +67,7 @@ class Measured:
     p99_s: float = 0.0
     best_s: float = 0.0
     items_per_s: float = 0.0
-    """Calls per second of timed running, one after another."""
+    """Calls per second of timed running: one after another, or for throughput of all instances together."""
     calls: int = 0
     memory_bytes: int = 0
     """Resident memory of the process that holds it alone, after its first run; 0 when unknown or shared."""
@@ -124,14 +128,16 @@ def bench(
         EdgertError: whatever `edgert.load` raises.
     """
     tell = progress or silent
-    tell("planning", 0.0)
     with ExitStack() as stack:
-        model = stack.enter_context(load_model(path, **load))
+        model = stack.enter_context(load_model(path, progress=lambda text, _part: tell(text, 0.0), **load))
         machine = load.get("machine") or probing.probe()
         setting = _Setting(open_model(path), machine, model.plan, _wanted_tolerance(load), stack)
         setting.request.update(inputs if inputs is not None else synthesise(setting.file.graph, seed=seed)[0])
         entries = _entries(model, setting, load.get("targets"), tell)
-        return _report(Path(path), model.plan, entries, race(entries, seconds, random.Random(seed), tell))
+        outcome = race(
+            entries, seconds, random.Random(seed), lambda text, part: tell(text, _PREPARING + (1 - _PREPARING) * part)
+        )
+        return _report(Path(path), setting.plan, entries, outcome)
 
 
 def _wanted_tolerance(load: Mapping[str, Any]) -> Tolerance:
@@ -149,6 +155,21 @@ class _Copy:
 
     def visit(self, calls: int, at_most_s: float) -> list[float]:
         return self._runnable.time("bench", calls, at_most_s=at_most_s, timeout_s=CALL_LIMIT_S + at_most_s)
+
+
+class _Together:
+    """All instances of a target, each with cores of its own, busy at once in one process: seconds per item."""
+
+    def __init__(self, remote: Remote, runnables: Sequence[RemoteRunnable], cores: Sequence[Sequence[int]]) -> None:
+        self._remote, self._runnables, self._cores = remote, runnables, cores
+
+    def visit(self, calls: int, at_most_s: float) -> list[float]:
+        del calls  # as many as fit
+        seconds = min(at_most_s, LONGEST_VISIT_S)
+        started_s = time.perf_counter()
+        rate = self._remote.throughput(self._runnables, self._cores, "bench", seconds)
+        # The last calls end after the time is over: what they took counts.
+        return [(time.perf_counter() - started_s) / max(1.0, rate * seconds)]
 
 
 class _Plain:
@@ -234,11 +255,11 @@ def _entries(model: Model, setting: _Setting, targets: Sequence[str] | None, tel
     setting.answer = dict(model.run(request))
     edgert = _Busy(model, request) if plan.objective == "throughput" else _OneByOne(model, request)
     entries = [Entry("edgert", "edgert", edgert)]
-    chosen = plan.targets[0] if len(plan.segments) == 1 and plan.objective == "latency" else None
+    chosen = plan.targets[0] if len(plan.segments) == 1 else None
     allowed = candidates(setting.source, setting.machine, plan.precision, targets).targets
     known = {row.target: row for row in plan.candidates}
     for index, target in enumerate(dict.fromkeys([*plan.targets, *allowed])):
-        tell(f"preparing {target}", index / (1 + len(allowed)))
+        tell(f"preparing {target}", _PREPARING * index / (1 + len(allowed)))
         row = known.get(target, Row(target, "untried"))
         entry = Entry(str(target), "chosen" if target == chosen else "candidate", None, row.outcome, row.reason)
         if row.outcome not in _OUT:
@@ -254,7 +275,9 @@ def _prepare(entry: Entry, row: Row, setting: _Setting) -> None:
     setting.stack.callback(remote.close)
     try:
         device = setting.machine.device(row.target.device)
-        runnable = remote.prepare(setting.source, row.target, device, timeout_s=PREPARE_LIMIT_S)
+        cores = _instances(setting.plan, row.target, device)
+        runnables = [remote.prepare(setting.source, row.target, device, timeout_s=PREPARE_LIMIT_S) for _ in cores]
+        runnable = runnables[0]
         remote.hold("bench", setting.request)
         answer, _ = runnable.run_held("bench", timeout_s=CALL_LIMIT_S)
         wrong = setting.judge(row.target, answer) if row.outcome == "untried" else ""
@@ -266,8 +289,21 @@ def _prepare(entry: Entry, row: Row, setting: _Setting) -> None:
         remote.close()
         entry.outcome, entry.reason = "wrong", wrong
         return
-    entry.contender, entry.outcome, entry.reason = _Copy(runnable), "ok", ""
+    entry.contender = _Copy(runnable) if len(cores) == 1 else _Together(remote, runnables, cores)
+    entry.outcome, entry.reason = "ok", ""
     entry.prepare_s, entry.memory_bytes = runnable.prepare_s, resident_bytes(remote.pid)
+
+
+def _instances(plan: Plan, target: Target, device: Device) -> list[tuple[int, ...]]:
+    """Cores of each instance: the plan's for its own target; for others as many as the device has room for."""
+    if plan.objective == "latency":
+        return [()]
+    if target in plan.targets:
+        return [instance.cores for instance in plan.instances]
+    room = max(1, len(device.cores) // target.threads) if target.threads else 1
+    if room == 1:
+        return [()]
+    return [device.cores[index * target.threads : (index + 1) * target.threads] for index in range(room)]
 
 
 def _baseline(setting: _Setting) -> Entry:
@@ -285,7 +321,7 @@ def _baseline(setting: _Setting) -> Entry:
 
 def _report(path: Path, plan: Plan, entries: Sequence[Entry], outcome: Race) -> Report:
     rival, finals = outcome.rival, outcome.finals
-    # A plan of several segments, or one for throughput, has no single target: then edgert itself is the chosen one.
+    # A plan of several segments has no single target: then edgert itself is the chosen one.
     chosen = next((entry for entry in entries if entry.role == "chosen"), entries[0])
     baseline = next((entry for entry in entries if entry.role == "baseline"), None)
     own_s = finals.get(chosen.name, ())

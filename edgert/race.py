@@ -107,7 +107,7 @@ def race(entries: Sequence[Entry], seconds: float, rng: random.Random, tell: Pro
         rounds < LEAST_FINALS or time.perf_counter() - start_s < seconds
     ):
         spent = (time.perf_counter() - start_s) / seconds if seconds else 1.0
-        tell(f"final round {rounds + 1}", min(spent, rounds / LEAST_FINALS, 1.0))
+        tell(f"final round {rounds + 1}", HEATS + (1 - HEATS) * min(spent, rounds / LEAST_FINALS, 1.0))
         play_round(finalists, rng)
         rounds += 1
     finals = {entry.name: entry.medians_s[before[entry.name] :] for entry in finalists}

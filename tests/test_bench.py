@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgert.bench import overall
+from edgert.bench import bench, overall
+from edgert.data import path
 from edgert.errors import RunFailed
 from edgert.race import (
     Entry,
@@ -186,3 +187,35 @@ def test_a_median_resists_one_slow_call():
     entry = Entry("x", "candidate", Known(0.01, Weather()))
     entry.take_part(0.02)
     assert entry.medians_s == [statistics.median(entry.times_s)]
+
+
+@pytest.fixture
+def digits():
+    pytest.importorskip("onnxruntime", reason="the bundled .onnx needs it")
+    pytest.importorskip("onnx", reason="the bundled .onnx needs it")
+    return path("digits_f32.onnx")
+
+
+def test_every_contender_is_timed_in_a_process_of_its_own(digits):
+    report = bench(digits, seconds=0.0, targets=["onnxruntime@*"])
+    by_role = {row.role: row for row in report.rows}
+    assert set(by_role) == {"edgert", "chosen", "candidate", "baseline"}
+    assert by_role["chosen"].name == report.chosen
+    assert all(row.memory_bytes > 1e6 for role, row in by_role.items() if role != "edgert")
+    assert report.over_rival is not None
+    assert report.over_rival.rounds >= 12
+
+
+def test_throughput_is_that_of_all_instances_together(digits):
+    report = bench(digits, seconds=0.0, targets=["onnxruntime@cpu:0/f32/1t"], objective="throughput")
+    chosen = next(row for row in report.rows if row.role == "chosen")
+    assert report.objective == "throughput"
+    assert chosen.items_per_s > 0
+    assert report.over_rival is None  # nobody else was allowed
+
+
+def test_progress_only_grows(digits):
+    parts = []
+    bench(digits, seconds=0.0, targets=["onnxruntime@cpu:0/f32/1t"], progress=lambda _text, part: parts.append(part))
+    assert parts == sorted(parts)
+    assert 0.0 <= parts[0] < parts[-1] <= 1.0

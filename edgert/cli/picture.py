@@ -19,6 +19,8 @@ _MEANING = {
     "baseline": "plain onnxruntime",
 }
 _PER_ROW = 2
+_SPACE = 1.4
+"""Width of a panel, as a multiple of its longest bar."""
 
 
 def draw(reports: Sequence[Report], path: Path) -> None:
@@ -43,6 +45,7 @@ def draw(reports: Sequence[Report], path: Path) -> None:
     panels = figure.subplots(rows, columns, squeeze=False)
     for panel, report in zip(panels.flat, reports, strict=False):
         _panel(panel, report)
+        panel.set_ylim(tallest - 0.4, -0.6)  # fastest on top, and bars of one height in all panels
     for panel in panels.flat[len(reports) :]:
         panel.set_visible(False)
     figure.legend(handles=[Patch(color=_COLOURS[role], label=words) for role, words in _MEANING.items()],
@@ -53,15 +56,15 @@ def draw(reports: Sequence[Report], path: Path) -> None:
 def _panel(panel: Any, report: Report) -> None:
     rows = [row for row in report.rows if row.calls]
     scale, unit = common_unit(rows)
-    places = range(len(rows))
-    panel.barh(places, [row.p50_s * scale for row in rows], color=[_COLOURS[row.role] for row in rows], height=0.7)
-    panel.hlines(places, [row.p50_s * scale for row in rows], [row.p95_s * scale for row in rows], color="#444", lw=1)
-    for place, row in zip(places, rows, strict=True):
-        panel.text(max(row.p50_s, row.p95_s) * scale, place, f" {time_text(row.p50_s)}", va="center", fontsize=8)
+    places, medians = range(len(rows)), [row.p50_s * scale for row in rows]
+    edge = _SPACE * max(medians)  # a whisker may be a hundred times its bar: it ends where the panel does
+    ends = [min(max(row.p50_s, row.p95_s) * scale, edge) for row in rows]
+    panel.barh(places, medians, color=[_COLOURS[row.role] for row in rows], height=0.7)
+    panel.hlines(places, medians, ends, color="#444", lw=1)
+    for place, row, end in zip(places, rows, ends, strict=True):
+        panel.text(end, place, f" {time_text(row.p50_s)}", va="center", fontsize=8)
     panel.set_yticks(places, [row.name for row in rows], fontsize=8)
-    panel.invert_yaxis()  # fastest on top
-    panel.margins(x=0.18)
-    panel.set_xlim(left=0)
+    panel.set_xlim(0, 1.15 * edge)
     panel.set_xlabel(f"{unit} a call: median, and up to p95", fontsize=8)
     panel.set_title(f"{report.model}  ({report.objective}, precision {report.precision})", fontsize=10, loc="left")
     panel.spines[["top", "right"]].set_visible(False)
