@@ -52,6 +52,8 @@ def main() -> None:
     )
     parser.add_argument("--model", default="digits_f32.onnx", help="a file of edgert.data, or a path")
     options = parser.parse_args()
+    if options.image is not None and not options.image.is_file():
+        parser.error(f"there is no picture {options.image}")
     file = Path(options.model) if Path(options.model).exists() else path(options.model)
     classes = json.loads(path("digits.json").read_text())["classes"]
     with edgert.load(file) as model:
