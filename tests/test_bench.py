@@ -219,3 +219,25 @@ def test_progress_only_grows(digits):
     bench(digits, seconds=0.0, targets=["onnxruntime@cpu:0/f32/1t"], progress=lambda _text, part: parts.append(part))
     assert parts == sorted(parts)
     assert 0.0 <= parts[0] < parts[-1] <= 1.0
+
+
+def test_what_the_planner_never_tried_is_judged_before_it_is_timed(line, machine_of):
+    pytest.importorskip("onnxruntime", reason="the answer that is judged by is its own")
+    machine = machine_of("onnxruntime", "off_by_one_percent", "right", "refuses", "crashes_in_prepare")
+    targets = ["onnxruntime@*", "off_by_one_percent@*", "right@*", "refuses@*", "crashes_in_prepare@*"]
+    # Without time to measure, the plan takes the first target that runs and all others are left untried.
+    report = bench(line, seconds=0.0, machine=machine, targets=targets, budget_s=0.0)
+    outcomes = {row.name.partition("@")[0]: row.outcome for row in report.rows if row.role == "candidate"}
+    assert outcomes["right"] == "ok"
+    assert outcomes["off_by_one_percent"] == "wrong"
+    assert outcomes["refuses"] == "refused"
+    assert outcomes["crashes_in_prepare"] in ("refused", "crashed")
+
+
+def test_a_candidate_that_dies_in_the_race_is_out_and_the_race_goes_on(line, machine_of):
+    pytest.importorskip("onnxruntime", reason="somebody has to win")
+    report = bench(line, seconds=0.0, machine=machine_of("onnxruntime", "dies_in_race"), budget_s=0.0,
+                   targets=["onnxruntime@*", "dies_in_race@*"])  # fmt: skip
+    outcomes = {row.name.partition("@")[0]: row.outcome for row in report.rows if row.role == "candidate"}
+    assert outcomes["dies_in_race"] != "ok"
+    assert next(row for row in report.rows if row.role == "chosen").calls > 0
