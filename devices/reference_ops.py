@@ -122,6 +122,20 @@ def _roi_align() -> type:
     return RoiAlign
 
 
+def _optional() -> type:
+    from onnx.reference.op_run import OpRun
+
+    class Optional(OpRun):
+        """An optional is its value, or None; the evaluator makes a list of it, which nothing takes apart again."""
+
+        def _run(self, x: Any = None, **_: Any) -> tuple[Any]:
+            if x is None:
+                raise NotImplementedError("an empty Optional")  # the evaluator lets no op return None
+            return (x,)
+
+    return Optional
+
+
 def _recurrent(name: str, activations: tuple[str, ...]) -> Callable[[], type]:
     """LSTM, GRU or RNN without what the evaluator ignores: sequence lengths, clipping, other activations, ..."""
 
@@ -161,6 +175,7 @@ _FIXES: tuple[tuple[int, Callable[[], type]], ...] = (  # for models of an opset
     (16, _roi_align),
     (19, _dequantize_linear),
     (NEWEST, _lp_normalization),
+    (NEWEST, _optional),
     (NEWEST, _recurrent("LSTM", ("Sigmoid", "Tanh", "Tanh"))),
     (NEWEST, _recurrent("GRU", ("Sigmoid", "Tanh"))),
     (NEWEST, _recurrent("RNN", ())),

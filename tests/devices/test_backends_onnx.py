@@ -154,6 +154,25 @@ def test_an_empty_optional_is_none(name, given, wanted, tmp_path):
     assert answers(name, proto, tmp_path, {"o": given})["y"].tolist() is wanted
 
 
+@values_of_onnx
+@pytest.mark.parametrize("full", [True, False])
+def test_an_optional_is_its_value_or_none_or_refused(name, full, tmp_path):
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [2])
+    made = helper.make_value_info("o", helper.make_optional_type_proto(tensor))
+    node = helper.make_node("Optional", ["x"], ["o"]) if full else helper.make_node("Optional", [], ["o"], type=tensor)
+    has = helper.make_node("OptionalHasElement", ["o"], ["has"])
+    keep = helper.make_node("Identity", ["x"], ["y"])
+    proto = model([node, has, keep], [info("x", shape=(2,))],
+                  [made, info("has", TensorProto.BOOL, ()), info("y", shape=(2,))])  # fmt: skip
+    if name == "reference" and not full:
+        with pytest.raises(RunFailed, match="an empty Optional"):
+            answers(name, proto, tmp_path, {"x": np.float32([1, 2])})
+        return
+    got = answers(name, proto, tmp_path, {"x": np.float32([1, 2])})
+    assert got["has"].tolist() is full
+    assert (got["o"].tolist() == [1, 2]) if full else (got["o"] is None)
+
+
 @every_backend
 def test_a_broken_model_is_refused_with_the_target_and_no_wall_of_text(name, tmp_path):
     good = source(model([helper.make_node("Relu", ["x"], ["y"])], [info("x")], [info("y")]), tmp_path)
