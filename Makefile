@@ -7,18 +7,21 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
+# Debian 12's own, where there is one.
 PYTHON311 ?= $(firstword $(wildcard /usr/bin/python3.11) python3.11)
 TESTS ?= tests
+FUZZ_S ?= 600
+CACHE := $(or $(EDGERT_CI_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edgert-ci)
 PYTEST_ARGS ?=
 # Two workers: the machines this is meant for have few cores, and the tests start processes of their own.
 PYTEST := -m pytest -n 2 --dist loadfile --timeout 600
 BIN := .venv/bin
 
-# Without ONNX, and with the lower ends of the ranges: the tests that need nothing else.
-TFLITE_RUNTIME_TESTS := tests/packaging/test_environments.py
-LOW_TESTS := tests
+# The tests that need neither ONNX nor ml_dtypes.
+TFLITE_RUNTIME_TESTS := tests/packaging/test_environments.py \
+  $(patsubst %,tests/test_%.py,errors graph machine plan profile store transforms)
 
-.PHONY: help setup demo test lint check-imports tests test-py313 test-tflite-runtime test-numpy-low suite fuzz bench \
+.PHONY: help setup demo test lint tests test-py313 test-tflite-runtime test-numpy-low suite fuzz bench \
   software-devices lock clean clean-cache
 
 help: ## list the targets
@@ -58,24 +61,30 @@ test-tflite-runtime: ## the tests of a board that has tflite-runtime and numpy 1
 test-numpy-low: ## the tests with the lower end of every range in pyproject.toml, numpy 1.24 among them (Python 3.11)
 	@.ci/environment low requirements/low.txt "$(PYTHON311)"
 	@echo "== tests with the oldest packages that are promised"
-	@EDGERT_EXPECT=low .venv-low/bin/python $(PYTEST) $(PYTEST_ARGS) $(LOW_TESTS)
+	@EDGERT_EXPECT=low .venv-low/bin/python $(PYTEST) $(PYTEST_ARGS) $(TESTS)
 
-suite: setup ## the ONNX standard's own test suite through edgert, in two shards
-	@echo "== the ONNX suite"
-	@$(BIN)/python -m bench.suite --shards 2
+suite: setup ## the ONNX standard's own test suite through edgert, in two shards side by side
+	@echo "== the ONNX suite (report: $(CACHE)/suite)"
+	@mkdir -p $(CACHE)/suite; \
+	for shard in 0 1; do \
+	  $(BIN)/python tests/suite/onnx_suite.py --shard $$shard/2 --report $(CACHE)/suite/$$shard.json & pids+=" $$!"; \
+	done; \
+	for pid in $$pids; do wait $$pid; done; \
+	$(BIN)/python tests/suite/onnx_suite.py --merge $(CACHE)/suite/0.json $(CACHE)/suite/1.json \
+	  --fewest 2010 --most-reference 330
 
-fuzz: setup ## mutate model files at the readers; SECONDS_=600 for how long
+fuzz: setup ## mutate model files at the readers for FUZZ_S=600 seconds
 	@echo "== fuzzing the readers"
-	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS_),600)
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S)
 
 bench: setup ## build the zoo and measure edgert beside every single target; minutes
 	@echo "== the zoo"
-	@$(BIN)/python -m bench.zoo $${XDG_CACHE_HOME:-$$HOME/.cache}/edgert-ci/zoo
-	@$(BIN)/edgert bench $${XDG_CACHE_HOME:-$$HOME/.cache}/edgert-ci/zoo/*
+	@$(BIN)/python -m bench.zoo $(CACHE)/zoo
+	@$(BIN)/edgert bench $(CACHE)/zoo/*
 
 software-devices: setup ## a software GPU and an NPU library, as gpu:0 and npu:0 of this machine
 	@echo "== software devices"
-	@$(BIN)/python cross/software_devices.py
+	@$(BIN)/python cross/software_devices.py --prefix $(CACHE)/software-devices --python "$$PWD/$(BIN)/python"
 
 lock: ## write requirements/*.txt anew from pyproject.toml
 	@PYTHON="$(PYTHON)" .ci/lock
@@ -85,4 +94,4 @@ clean: ## remove what was made in this checkout
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-cache: ## remove the environments that are kept outside the checkout
-	rm -rf --one-file-system "$${EDGERT_CI_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/edgert-ci}"
+	rm -rf --one-file-system "$(CACHE)"
