@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgert.cli import bench, demo, plan, probe, run, version
-from edgert.cli.console import BUG, FAILED, show_error
+from edgert.cli.console import BUG, FAILED, INTERRUPTED, show_error
 from edgert.errors import EdgertError
 
 __all__ = ["app", "main"]
@@ -28,7 +28,7 @@ EXITS = (
 
 
 class Commands(TyperGroup):
-    """Turns the errors that edgert raises on purpose into one line and exit code 1."""
+    """Turns the errors that edgert raises on purpose into one line and exit code 1, and Ctrl-C into 130."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -36,6 +36,8 @@ class Commands(TyperGroup):
         except EdgertError as error:
             show_error(error)
             raise typer.Exit(FAILED) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(INTERRUPTED) from error
 
 
 app = typer.Typer(

@@ -28,7 +28,7 @@ PICTURES = (".png", ".svg")
 
 
 def bench(  # noqa: PLR0917 - a command's options are its arguments
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help=".onnx or .tflite files.")],
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL", help=".onnx or .tflite files.")],
     seconds: Annotated[float, typer.Option("--seconds", "-s", min=0.0, help="For measuring each model.")] = 10.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the inputs and of the order of the rounds.")] = 0,
     picture: Annotated[Path | None, typer.Option("--picture", help="Draw the result here: .png or .svg.")] = None,
@@ -41,8 +41,9 @@ def bench(  # noqa: PLR0917 - a command's options are its arguments
 ) -> None:
     """Race edgert's choice against every other target and plain ONNX Runtime.
 
-    Each contender lives in a process of its own and they take turns. A model that cannot be measured is reported and
-    the others go on; the exit code is then 3.
+    Each contender lives in a process of its own, and they take turns.
+
+    A model that cannot be measured is reported, and the others go on; exit code 3.
     """
     if picture is not None and picture.suffix not in PICTURES:
         raise OptionError(f"picture {picture} is neither {' nor '.join(PICTURES)}.", "Choose one of the two.")
