@@ -57,6 +57,19 @@ def test_an_offset_before_the_table_is_taken_into_account() -> None:
     assert (ids.min(), ids.max()) == (-5, 1)
 
 
+def test_each_column_has_the_rows_of_the_table_that_it_addresses() -> None:
+    tables = [constant(f"t{rows}", np.zeros((rows, 4), np.float32)) for rows in (5, 900)]
+    columns = [constant(f"c{index}", np.asarray(index)) for index in (0, 1)]
+    nodes = [Node("a", "Gather", ("ids", "c0"), ("left",), {"axis": 1}), Node("b", "Gather", ("t5", "left"), ("y",)),
+             Node("c", "Gather", ("ids", "c1"), ("right",), {"axis": 1}),
+             Node("d", "Gather", ("t900", "right"), ("z",))]  # fmt: skip
+    graph = graph_of(nodes, [Value("ids", "int64", (300, 2))], [*tables, *columns], [Value("left", "int64", (300,))])
+    ids = np.asarray(synthesise(graph)[0]["ids"])
+    assert ids.min() == 0
+    assert ids[:, 0].max() == 4
+    assert 700 < ids[:, 1].max() < 900
+
+
 def test_the_same_seed_gives_the_same_inputs_and_another_seed_others() -> None:
     graph = graph_of([Node("a", "Relu", ("x",), ("y",))], [Value("x", "float32", (3, 4))])
     assert digest_of(synthesise(graph, seed=1)) == digest_of(synthesise(graph, seed=1))

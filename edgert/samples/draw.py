@@ -74,6 +74,13 @@ class Fact:
             high = None if high is None else np.floor(high)
         return Fact(low, high)
 
+    def in_column(self, index: int, count: int) -> Fact:
+        """The fact about all `count` columns of the last axis when this one is about column `index` alone."""
+        low, high = np.full(count, -np.inf), np.full(count, np.inf)
+        low[index] = -np.inf if self.low is None else np.max(self.low)
+        high[index] = np.inf if self.high is None else np.min(self.high)
+        return Fact(low, high)
+
 
 ANY = Fact()
 

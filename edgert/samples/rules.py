@@ -63,7 +63,10 @@ def fact_of(scope: Scope, value: Value) -> Fact:
                 found = ANY if rule is None else rule(seen.site)
             except NONSENSE:
                 continue
-            fact &= found if rule is _mask else found.before(seen.scale, seen.shift, integer=integer)
+            if rule is not _mask:
+                found = found.before(seen.scale, seen.shift, integer=integer)
+            bounded = integer and found.low is not None and found.high is not None
+            fact &= found.in_column(*seen.column) if seen.column is not None and bounded else found
     if fact.empty and "mask" in value.name.lower() and value.dtype in ("int32", "int64", "float32", "float16"):
         return Fact(mask=True)
     return fact

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -116,6 +117,12 @@ class Seen:
     site: Site
     scale: float = 1.0
     shift: float = 0.0
+    column: tuple[int, int] | None = None
+    """Which index of the last axis arrives, of how many, where only one does (a table of its own for each column)."""
+
+
+Way: TypeAlias = tuple[float, float, tuple[int, int] | None]
+"""Scale, shift and column of `Seen`."""
 
 
 _SAME_VALUES = frozenset(
@@ -139,37 +146,47 @@ def seen_by(scope: Scope, name: str) -> Iterator[Seen]:
     """Every place where the elements of a value arrive, nearest first, through operations that only move, cast,
     shift or scale them, and into the bodies of control flow.
     """
-    pending: list[tuple[Scope, str, float, float]] = [(scope, name, 1.0, 0.0)]
+    pending: list[tuple[Scope, str, Way]] = [(scope, name, (1.0, 0.0, None))]
     visited: set[tuple[int, str]] = set()
     for step in range(_STEPS):
         if step >= len(pending):
             return
-        here, current, scale, shift = pending[step]
+        here, current, path = pending[step]
         if (id(here.graph), current) in visited:
             continue
         visited.add((id(here.graph), current))
         for index in here.graph.consumers.get(current, ()):
             node = here.graph.nodes[index]
-            pending += [(body, inner, scale, shift) for body, inner in _bodies(here, node, current)]
+            pending += [(body, inner, path) for body, inner in _bodies(here, node, current)]
             for position, read in enumerate(node.inputs):
                 if read != current:
                     continue
                 site = Site(here, node, position)
-                yield Seen(site, scale, shift)
-                pending += [(here, out, *line) for out, line in _passed_on(site, scale, shift)]
+                yield Seen(site, *path)
+                pending += [(here, out, longer) for out, longer in _passed_on(site, path)]
 
 
-def _passed_on(site: Site, scale: float, shift: float) -> list[tuple[str, tuple[float, float]]]:
-    """Outputs that still hold the elements, with the line that maps the input to them."""
-    node = site.node
+def _passed_on(site: Site, path: Way) -> list[tuple[str, Way]]:
+    """Outputs that still hold the elements, with the way to them."""
+    node, (scale, shift, column) = site.node, path
     if (
         (node.op in _SAME_VALUES and site.position == 0)
         or node.op in _MANY
         or (node.op in _CHOICES and site.position > 0)
     ):
-        return [(out, (scale, shift)) for out in node.writes]
+        return [(out, (scale, shift, column or _column(site))) for out in node.writes]
     line = _affine(site, scale, shift)
-    return [] if line is None else [(out, line) for out in node.writes]
+    return [] if line is None else [(out, (*line, column)) for out in node.writes]
+
+
+def _column(site: Site) -> tuple[int, int] | None:
+    """The one index of the last axis that a Gather takes."""
+    shape, index = site.shape(0), site.constant(1)
+    if site.node.op not in ("Gather", "GATHER") or not shape or index is None or index.size != 1:
+        return None
+    if site.integer("axis", 0) not in (-1, len(shape) - 1) or shape[-1] is None:
+        return None
+    return int(index.reshape(-1)[0]) % shape[-1], shape[-1]
 
 
 def _affine(site: Site, scale: float, shift: float) -> tuple[float, float] | None:
