@@ -1,6 +1,6 @@
 """The small environments: tflite-runtime beside numpy 1, as on a 32-bit board; the lower ends of all ranges.
 
-`make test-tflite-runtime` and `make test-numpy-low` set EDGERT_EXPECT, which says what must be there; elsewhere these skip.
+`make test-tflite-runtime` and `make test-numpy-low` set EDGERT_EXPECT to say what must be there; elsewhere these skip.
 """
 
 from __future__ import annotations
