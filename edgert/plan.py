@@ -81,10 +81,13 @@ class Verification:
     errors: tuple[OutputError, ...] = ()
     reason: str = ""
     """Why there is no reference, or which one was used and why."""
+    disputed: str = ""
+    """Which other reference says otherwise, and how far it is off; '' for none."""
 
     @property
     def verified(self) -> bool:
-        return bool(self.reference)
+        """Whether a reference confirmed the numbers and none contradicted them."""
+        return bool(self.reference) and not self.disputed
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class Plan:
         check = self.verification
         lines = [f"plan {self.id}, for {self.objective}: {', '.join(map(str, self.targets))} ({speed})"]
         lines.append(f"checked: {check.reference or 'no'}{f' ({check.reason})' if check.reason else ''}")
+        lines += [f"disputed: {check.disputed}"] if check.disputed else []
         lines += [
             f"  output {error.name!r}: off by at most {error.range_fraction:.2g} of its range, "
             f"SQNR {error.sqnr_db:.1f} dB"

@@ -181,13 +181,21 @@ def _plan(assignment: Assignment, choice: Choice, found: Candidates, reference: 
         segments=(segment,),
         instances=choice.instances,
         fallbacks=_fallbacks(winner, choice.rows, reference, found),
-        verification=Verification(reference.name, winner.errors if reference.name else (), reference.reason),
+        verification=Verification(
+            reference.name, winner.errors if reference.name else (), reference.reason, reference.disputed
+        ),
         measured_s=timing.p50_s,
         items_per_s=timing.items_per_s,
         candidates=(*choice.rows, *left_out),
         optional_inputs=tuple(sorted(graph.optional_inputs)),
-        notes=() if reference.name else (f"the numbers could not be checked: {reference.reason}",),
+        notes=_notes(reference),
     )
+
+
+def _notes(reference: Reference) -> tuple[str, ...]:
+    if not reference.name:
+        return (f"the numbers could not be checked: {reference.reason}",)
+    return (f"the numbers are disputed: {reference.disputed}",) if reference.disputed else ()
 
 
 def _fallbacks(winner: Row, rows: Sequence[Row], reference: Reference, found: Candidates) -> tuple[Target, ...]:

@@ -37,8 +37,8 @@ class Reference:
     targets are held to them, and the plan is not verified. Empty when nothing ran at the model's own precision."""
     reason: str = ""
     """Why this one, or why none."""
-    run_s: float = 0.0
-    """Of the slowest sample."""
+    disputed: str = ""
+    """As `Verification.disputed`."""
 
 
 class Checker:
@@ -97,7 +97,7 @@ def _evaluate(course: Course) -> Reference:
         return Reference("", reason=f"onnx's evaluator: {error.message[:300]}")
     finally:
         REMOTES.give_back(remote)
-    return Reference("onnx", tuple(outputs for outputs, _ in runs), run_s=max(seconds for _, seconds in runs))
+    return Reference("onnx", tuple(outputs for outputs, _ in runs))
 
 
 def settle(evaluated: Reference, trials: Sequence[Trial], checker: Checker, own: str) -> Reference:
@@ -105,7 +105,8 @@ def settle(evaluated: Reference, trials: Sequence[Trial], checker: Checker, own:
     answer.
 
     The evaluator has bugs of its own (it runs BatchNormalization of opset 9 as in training, for one). Two libraries
-    that share no kernels and give the same numbers outweigh it; one library alone does not.
+    that share no kernels and give the same numbers outweigh it; one library alone does not. The plan is then disputed,
+    and not verified: who knows the right answer can look.
     """
     fit = [
         trial
@@ -122,8 +123,8 @@ def settle(evaluated: Reference, trials: Sequence[Trial], checker: Checker, own:
         if pair is None:
             return evaluated
         worst_fraction = max(error.range_fraction for error in checker.errors(evaluated.answers, pair[0].answers))
-        against = f"against onnx's evaluator, which is off by {worst_fraction:.2g} of the range"
-        return Reference(_agreement(*pair), tuple(pair[0].answers), against)
+        dispute = f"onnx's evaluator says otherwise, by {worst_fraction:.2g} of the range; two against one"
+        return Reference(_agreement(*pair), tuple(pair[0].answers), disputed=dispute)
     pair = _pair(fit, checker, across=True) or _pair(fit, checker, across=False)
     if pair is not None:
         return Reference(_agreement(*pair), tuple(pair[0].answers), evaluated.reason)
