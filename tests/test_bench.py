@@ -181,6 +181,7 @@ def test_overall_counts_the_choices_that_hold():
     means = overall([report(1.01, 2.0), report(1.03, 8.0), report(0.9, None)])
     assert (means["compared"], means["holds"]) == (3, 2)
     assert math.isclose(means["speedup"], 4.0)
+    assert math.isclose(means["best_speedup"], 4.0 * 1.05)
 
 
 def test_a_median_resists_one_slow_call():

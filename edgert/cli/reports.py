@@ -74,7 +74,10 @@ def overall_view(reports: Sequence[Report]) -> RenderableType:
     means = overall(reports)
     lines = [f"the choice holds for {means['holds']} of {means['compared']} models"]
     if means["speedup"] is not None:
-        lines.append(f"geometric mean over plain onnxruntime: [bold]{means['speedup']:.2f}x[/]")
+        share = means["speedup"] / means["best_speedup"]
+        lines.append(
+            f"geometric mean over plain onnxruntime: [bold]{means['speedup']:.2f}x[/], {share:.0%} of the best"
+        )
     return Group(made, *lines)
 
 
