@@ -155,7 +155,7 @@ def _tolerance(asked: float | Tolerance | None) -> Tolerance:
     if not asked >= 0:
         raise OptionError(f"tolerance={asked!r} is not a fraction.", "Pass 0 or more, such as 1e-3.")
     # One number is one rule: it replaces the rule for lower precisions as well.
-    return Tolerance(range_fraction=float(asked), sqnr_db=float("inf"))
+    return Tolerance(range_fraction=float(asked), sqnr_db=float("inf"), quantised_sqnr_db=float("inf"))
 
 
 class Model:

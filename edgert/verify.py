@@ -105,13 +105,12 @@ def _outside(  # noqa: PLR0911 - one return a rule, in the order in which they a
     if own == "i8" and precision == "i8" and 0 < error.lsb <= tolerance.lsb:
         return ""
     # Rounding differs between kernels wherever arithmetic is coarse: there the noise counts, not one element.
-    coarse = precision != own or own in ("i8", "f16", "bf16")
-    if coarse and error.sqnr_db >= tolerance.sqnr_db and (error.top1 or not tolerance.same_top1):
-        return ""
-    if coarse and not error.top1 and error.sqnr_db >= tolerance.sqnr_db:
-        return f"another top-1 (SQNR {error.sqnr_db:.1f} dB)"
-    if coarse and math.isfinite(error.sqnr_db):
-        return f"SQNR {error.sqnr_db:.1f} dB, {tolerance.sqnr_db:g} needed"
+    if precision != own or own in ("i8", "f16", "bf16"):
+        needed_db = tolerance.quantised_sqnr_db if precision == own == "i8" else tolerance.sqnr_db
+        if math.isfinite(error.sqnr_db) and error.sqnr_db < needed_db:
+            return f"SQNR {error.sqnr_db:.1f} dB, {needed_db:g} needed"
+        if error.sqnr_db >= needed_db:
+            return "" if error.top1 or not tolerance.same_top1 else f"another top-1 (SQNR {error.sqnr_db:.1f} dB)"
     if math.isinf(error.range_fraction):
         return "NaN or infinity where the reference has none, or the other way round"
     return f"off by {error.range_fraction:.2g} of its range, {tolerance.range_fraction:g} allowed"
