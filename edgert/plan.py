@@ -29,8 +29,8 @@ class Tolerance:
     sqnr_db: float = 35.0
     """Floats at a lower precision than the model's own."""
     quantised_sqnr_db: float = 30.0
-    """Float outputs of a quantised model at its own precision, beyond `lsb`. Kernels of one integer arithmetic differ by
-    a rounding here and there, which adds up over the layers: ONNX Runtime with and without its graph optimiser gives
+    """Float outputs of a quantised model at its own precision, beyond `lsb`. Kernels of one integer arithmetic differ
+    by a rounding here and there, which adds up over the layers: ONNX Runtime with and without its graph optimiser gives
     34 dB on a 52-layer MobileNetV2, ONNX Runtime against OpenVINO 31.6."""
     same_top1: bool = True
     """At a lower precision, also the same index of the maximum."""
