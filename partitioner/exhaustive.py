@@ -1,0 +1,130 @@
+"""Every placement, but for those that a bound rules out: exact under any rules, for small problems."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from edgert.partitioner.evaluate import cost_of
+from edgert.partitioner.indexed import Indexed
+
+__all__ = ["lower_bound", "search_all"]
+
+
+def lower_bound(indexed: Indexed) -> float:
+    """What no placement can beat: the longest path at each block's cheapest target, and the work shared out evenly.
+
+    Launch costs and transfers are left out.
+    """
+    hosted = any(indexed.host)
+    work = [0.0] * len(indexed.items)
+    for item, costs in enumerate(indexed.item_costs):
+        work[item] = min(c * _share(indexed, t) for t, c in enumerate(costs))
+    shared = math.fsum(work) / len(indexed.capacity)
+    largest = max(work)
+    if indexed.problem.objective == "throughput":
+        return max(shared, largest)
+    path = _path(indexed, [min(costs) for costs in indexed.costs])
+    # Blocks of a host overlap without limit, so work bounds the latency only where there is none.
+    return path if hosted else max(path, shared)
+
+
+def _share(indexed: Indexed, target: int) -> float:
+    return indexed.lanes[target] / indexed.device_lanes[indexed.device_of[target]]
+
+
+def _path(indexed: Indexed, costs: Sequence[float]) -> float:
+    done = [0.0] * len(costs)
+    for block, before in enumerate(indexed.predecessors):
+        done[block] = costs[block] + max((done[b] for b in before), default=0.0)
+    return max(done)
+
+
+def search_all(
+    indexed: Indexed, best: Sequence[int] | None, cost: float, more: Callable[[], bool]
+) -> tuple[list[int] | None, float, bool]:
+    """Depth-first branch and bound over the items, in topological order.
+
+    Args:
+        indexed: the problem.
+        best: an assignment to start from, or None.
+        cost: of `best`; infinite without.
+        more: whether to go on; asked now and then.
+
+    Returns:
+        The best assignment, its cost, and whether all were considered (then it is the optimum, or there is none).
+    """
+    return _Search(indexed, best, cost, more).run()
+
+
+class _Search:
+    def __init__(self, indexed: Indexed, best: Sequence[int] | None, cost: float, more: Callable[[], bool]) -> None:
+        self.indexed = indexed
+        self.best = None if best is None else list(best)
+        self.cost = cost
+        self.more = more
+        self.visited = 0
+        self.stopped = False
+        self.assignment = [-1] * len(indexed.items)
+        self.used = [0] * len(indexed.device_of)
+        self.held = [0.0] * len(indexed.capacity)
+        self.loads = [0.0] * len(indexed.capacity)
+        self.cheapest = [min(costs) for costs in indexed.costs]
+        self.options = [
+            sorted(indexed.allowed(item), key=lambda t, i=item: indexed.item_costs[i][t])  # type: ignore[misc]
+            for item in range(len(indexed.items))
+        ]
+
+    def run(self) -> tuple[list[int] | None, float, bool]:
+        self._place(0)
+        return self.best, self.cost, not self.stopped
+
+    def _place(self, item: int) -> None:
+        indexed = self.indexed
+        self.visited += 1
+        if self.visited % 64 == 0 and not self.more():
+            self.stopped = True
+        if self.stopped:
+            return
+        if item == len(indexed.items):
+            cost = cost_of(indexed, indexed.spread(self.assignment))
+            if cost < self.cost:
+                self.best, self.cost = list(self.assignment), cost
+            return
+        for t in self.options[item]:
+            if not self._first_of_twins(t):
+                continue
+            d = indexed.device_of[t]
+            load = indexed.item_costs[item][t] * _share(indexed, t)
+            self.assignment[item] = t
+            self.used[t] += 1
+            self.held[d] += indexed.item_memory[item]
+            self.loads[d] += load
+            if self._promising(item, t, d):
+                self._place(item + 1)
+            self.used[t] -= 1
+            self.held[d] -= indexed.item_memory[item]
+            self.loads[d] -= load
+            self.assignment[item] = -1
+
+    def _first_of_twins(self, target: int) -> bool:
+        """Targets that do not differ are taken in order."""
+        twin = self.indexed.twins[target]
+        same = (t for t in range(target) if self.indexed.twins[t] == twin)
+        return all(self.used[t] for t in same)
+
+    def _promising(self, item: int, target: int, device: int) -> bool:
+        indexed = self.indexed
+        if self.held[device] > indexed.capacity[device]:
+            return False
+        # 1e-12: sums in another order may differ in the last digits
+        if indexed.problem.objective == "throughput" or not indexed.host[target]:
+            if self.loads[device] * (1 - 1e-12) >= self.cost:
+                return False
+        if indexed.problem.objective == "throughput" or math.isinf(self.cost):
+            return True
+        costs = self.cheapest.copy()
+        for placed in range(item + 1):
+            for block in indexed.items[placed]:
+                costs[block] = indexed.costs[block][self.assignment[placed]]
+        return _path(indexed, costs) * (1 - 1e-12) < self.cost

@@ -1,0 +1,196 @@
+"""The front: picks solvers for a problem, combines them, and hands back the best placement with a valid bound."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+
+from edgert.errors import OptionError
+from edgert.partitioner import integer
+from edgert.partitioner.chain import is_chain, place_chain
+from edgert.partitioner.contract import contract
+from edgert.partitioner.evaluate import cost_of, evaluate
+from edgert.partitioner.exhaustive import lower_bound, search_all
+from edgert.partitioner.indexed import Indexed, index
+from edgert.partitioner.infeasible import find_fault, nothing_found
+from edgert.partitioner.problem import Problem, Solution
+from edgert.partitioner.schedule import solve_schedule
+from edgert.partitioner.search import anneal, starts
+from edgert.partitioner.timeline import fits_timeline, solve_timeline
+
+__all__ = ["solve"]
+
+_log = logging.getLogger(__name__)
+
+_TINY = 20_000
+"""Most placements that are gone through one by one before anything else is tried."""
+_FEWEST = 200_000
+"""Most placements that are still gone through one by one when no integer programme states the rules."""
+_SEARCH_S = 1.2
+"""Most time for starts and local search before an integer programme takes over."""
+_PROGRAMME_PER_S = 2_500
+"""Items x targets that an integer programme can be stated for in a second, with time left to search."""
+
+
+def solve(problem: Problem, time_limit_s: float = 60.0) -> Solution:
+    """The best placement found in the time, with the proof of how far it can be from the optimum.
+
+    1. Blocks are joined where that is free (`contract`); what no placement can keep is refused.
+    2. A chain is placed exactly (`chain`); a small problem by going through all placements (`exhaustive`).
+    3. Otherwise starts come from list scheduling and cuts of a line, and local search betters them (`search`); that takes
+       at most half the time, and without OR-Tools all of it.
+    4. An integer programme, started there, goes on and gives the bound (`integer`, `timeline`, `schedule`).
+
+    The same problem gives the same answer where the time suffices; where it does not, the machine's speed shows.
+
+    Raises:
+        Infeasible: no placement keeps the limits, or none was found in the time (the message says which).
+        OptionError: the time limit is not positive, or the problem is malformed.
+    """
+    if not time_limit_s > 0:
+        raise OptionError(f"time limit {time_limit_s} s is not positive.", "Give some seconds.")
+    began = time.monotonic()
+    smaller = contract(problem)
+    work = _Work(index(smaller.problem), began, began + time_limit_s)
+    work.run()
+    assignment = work.best
+    if assignment is None:
+        raise nothing_found(work.indexed, work.proved_empty, time.monotonic() - began)
+    placement = smaller.expand(work.indexed.named(assignment))
+    placement = {block.id: placement[block.id] for block in problem.blocks}
+    cost = evaluate(problem, placement).cost
+    bound = cost if work.exact else min(cost, max(0.0, work.bound))
+    _log.debug("placed %d blocks by %s: %g, bound %g", len(problem.blocks), work.used, cost, bound)
+    return Solution(placement, cost, bound, time.monotonic() - began, " + ".join(work.used))
+
+
+class _Work:
+    """One problem while it is solved: the best so far, and what is known of the optimum."""
+
+    def __init__(self, indexed: Indexed, began: float, deadline: float) -> None:
+        fault = find_fault(indexed)
+        if fault is not None:
+            raise fault
+        self.indexed = indexed
+        self.began = began
+        self.deadline = deadline
+        self.best: list[int] | None = None
+        self.cost = math.inf
+        self.bound = lower_bound(indexed)
+        self.exact = False
+        self.proved_empty = False
+        self.used: list[str] = []
+
+    def until(self, seconds: float) -> Callable[[], bool]:
+        """Whether there is time, as a callable: at most so many seconds from now, and never past the deadline."""
+        end = min(self.deadline, time.monotonic() + seconds)
+        return lambda: time.monotonic() < end
+
+    @property
+    def left_s(self) -> float:
+        return self.deadline - time.monotonic()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing better can be found, or there is no time."""
+        return self.exact or self.proved_empty or self.cost <= self.bound * (1 + 1e-12) or self.left_s <= 0
+
+    def offer(self, assignment: list[int] | None, solver: str) -> None:
+        """Keep the assignment if it is valid and better."""
+        if assignment is None:
+            return
+        cost = cost_of(self.indexed, self.indexed.spread(assignment))
+        if cost < self.cost:
+            self.best, self.cost = assignment, cost
+            if solver not in self.used:
+                self.used.append(solver)
+
+    def run(self) -> None:
+        """Steps 2 to 4 of `solve`."""
+        indexed = self.indexed
+        if is_chain(indexed):
+            found, cost = place_chain(indexed)
+            self.offer(found, "chain")
+            self.bound = max(self.bound, cost)
+            self.exact = self.cost <= cost * (1 + 1e-9)
+            self.proved_empty = found is None
+        if self.done:
+            return
+        self._search()
+        placements = math.prod(len(indexed.allowed(item)) for item in range(min(64, len(indexed.items))))
+        if len(indexed.items) <= 64 and placements <= _TINY:
+            self._go_through_all(self.left_s)
+        if not self.done and integer.available():
+            self._programme()
+        if not self.done and len(indexed.items) <= 64 and placements <= _FEWEST:
+            self._go_through_all(self.left_s)
+        if not self.done and self.best is not None and not self._programmed:
+            self._improve(self.left_s)
+
+    _programmed = False
+
+    def _search(self) -> None:
+        more = self.until(min(_SEARCH_S, self.left_s / 2))
+        for start in starts(self.indexed, more):
+            self.offer(start, "starts")
+            if not more() and self.best is not None:
+                break
+        if self.best is not None and not self.done and more():
+            self._improve(min(_SEARCH_S, self.left_s / 4))
+
+    def _improve(self, seconds: float) -> None:
+        assert self.best is not None  # the callers look
+        found, cost = anneal(self.indexed, self.best, self.cost, self.until(seconds))
+        if cost < self.cost:
+            self.best, self.cost = found, cost
+            self.used.append("search")
+
+    def _go_through_all(self, seconds: float) -> None:
+        found, cost, complete = search_all(self.indexed, self.best, self.cost, self.until(seconds))
+        if found is not None and cost < self.cost:
+            self.best, self.cost = found, cost
+        if complete:
+            self.used.append("exhaustive")
+            self.exact = self.best is not None
+            self.proved_empty = self.best is None
+
+    def _programme(self) -> None:
+        indexed, problem = self.indexed, self.indexed.problem
+        size = len(indexed.items) * len(indexed.device_of)
+        if size > _PROGRAMME_PER_S * self.left_s:
+            return
+        if problem.objective == "throughput" or self.best is None:
+            throughput = problem.objective == "throughput"
+            worst = self.cost if self.best is not None else _worst(indexed)
+            answer = integer.solve_throughput(indexed, self.best, worst, self.deadline)
+            self.proved_empty = answer.infeasible and self.best is None
+            self._take(answer, "integer", throughput)
+            if throughput or self.best is None or self.done:
+                return
+        if fits_timeline(indexed):
+            self._take(solve_timeline(indexed, self.best, self.cost, self.deadline), "timeline", True)
+        elif problem.transfers != "device":
+            share = 0.6 if problem.pieces == "many" else 1.0
+            self._take(
+                solve_schedule(indexed, self.best, self.cost, time.monotonic() + share * self.left_s), "schedule", True
+            )
+            self._programmed = False
+
+    def _take(self, answer: integer.Answer, name: str, bounds: bool) -> None:
+        self._programmed = True
+        before = self.cost
+        self.offer(answer.assignment, name)
+        if bounds and math.isfinite(answer.bound):
+            if answer.bound > self.bound:
+                self.bound = answer.bound
+                if self.cost == before:
+                    self.used.append(f"bound by {name}")
+
+
+def _worst(indexed: Indexed) -> float:
+    """A cost that no placement exceeds."""
+    blocks = sum(max(c for c in costs if math.isfinite(c)) for costs in indexed.item_costs)
+    moves = sum(max(t for row in w.times for t in row if math.isfinite(t)) for w in indexed.wires)
+    return 1.0 + blocks + 2 * moves * len(indexed.capacity) + sum(indexed.launch) * len(indexed.names)
