@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -69,7 +69,8 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         write(beside)
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True) if path.parent.is_dir() else None
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise OptionError(
             f"{path} cannot be written: {error.strerror or error}.", "Choose a folder that you may write to."
         ) from error

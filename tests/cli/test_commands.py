@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -230,3 +231,36 @@ def test_an_interrupt_ends_with_its_own_code():
     _, err = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED
     assert b"Traceback" not in err
+
+
+def test_an_answer_by_a_fallback_is_shown_and_has_its_own_code(monkeypatch):
+    import edgert as package
+
+    class Degraded:
+        """A model whose target was lost: what `edgert.load` gives, with the receipt of a fallback."""
+
+        def __init__(self, model):
+            self._model, self.inputs, self.outputs = model, model.inputs, model.outputs
+
+        def run(self, inputs):
+            result = self._model.run(inputs)
+            result.receipt = dataclasses.replace(result.receipt, degraded=True, reason="gpu:0 was lost")
+            return result
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._model.close()
+
+    load = package.load
+    monkeypatch.setattr(package, "load", lambda *arguments, **options: Degraded(load(*arguments, **options)))
+    done = CliRunner().invoke(app, ["run", MODEL, *ORT, "-i", "random"])
+    assert done.exit_code == PARTIAL
+    assert "gpu:0 was lost" in done.output
+
+
+def test_verbose_logs_to_stderr_alone(edgert):
+    done = edgert("-vv", "run", MODEL, *ORT, "-i", "random", "--json")
+    json.loads(done.stdout)
+    assert "edgert" in done.stderr
