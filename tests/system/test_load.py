@@ -37,7 +37,11 @@ def machine():
     """This box with ONNX Runtime and the evaluator alone, so that a load is quick."""
     seen = glance()
     kept = ("onnxruntime", "reference")
-    return dataclasses.replace(seen, reaches=tuple(reach for reach in seen.reaches if reach.backend in kept))
+    return dataclasses.replace(
+        seen,
+        backends=tuple(info for info in seen.backends if info.name in kept),
+        reaches=tuple(reach for reach in seen.reaches if reach.backend in kept),
+    )
 
 
 @pytest.fixture
@@ -169,8 +173,12 @@ def test_a_cache_that_breaks_later_costs_only_the_memory_of_it(line, settings, x
 LOADER = """
 import sys, dataclasses, numpy as np, edgert
 from edgert.devices.probe import glance
-seen = glance()
-machine = dataclasses.replace(seen, reaches=tuple(r for r in seen.reaches if r.backend in ("onnxruntime", "reference")))
+seen, kept = glance(), ("onnxruntime", "reference")
+machine = dataclasses.replace(
+    seen,
+    backends=tuple(info for info in seen.backends if info.name in kept),
+    reaches=tuple(reach for reach in seen.reaches if reach.backend in kept),
+)
 with edgert.load(sys.argv[1], machine=machine, cache_dir=sys.argv[2], budget_s=1) as model:
     y = model.run({"x": np.ones((1, 4), np.float32)})["y"]
 print(y.tolist())
