@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgert.devices.remote import RemoteRunnable
-from edgert.errors import ModelUnsupported
-from edgert.measure import Contestant, sample_name
+from edgert.errors import EdgertError, ModelUnsupported
+from edgert.measure import Contestant, hold, sample_name
 from edgert.partitioner.race import Outcome, race
 from edgert.plan import Instance
 from edgert.planning.reference import Checker, Reference
@@ -135,18 +135,23 @@ def throughput_choice(
 ) -> Choice:
     """The target and number of instances that finish most items a second, all instances with cores of their own.
 
-    Tried for each CPU target: as many instances as its threads leave cores for; for other devices one and two.
+    Tried for each CPU target: as many instances as its threads leave cores for; one where that fails.
     """
     contestants = {trial.row.target: trial.contestant for trial in trials if trial.contestant is not None}
     entries = []
     for row in rows:
         contestant = contestants.get(row.target)
         if row.outcome in ("ok", "slow") and contestant is not None and contestant.failure is None:
-            say(f"throughput of {row.target}")
             entries.append(_Crowd.of(contestant))
     for _ in range(_THROUGHPUT_ROUNDS):
         for entry in entries:
+            say(f"throughput of {entry.contestant.target}")
             entry.measure()
+    fallen = {entry.contestant.target: entry.failure for entry in entries if entry.failure is not None}
+    entries = [entry for entry in entries if entry.failure is None]
+    if not entries:  # each was right and was timed alone: one instance of the fastest is what is left
+        return latency_choice(rows)
+    rows = tuple(replace(row, reason=_fell(fallen[row.target])) if row.target in fallen else row for row in rows)
     best = max(entries, key=lambda entry: entry.items_per_s)
     by_target = {entry.contestant.target: entry for entry in entries}
     measured = [
@@ -161,6 +166,10 @@ def throughput_choice(
     return Choice(tuple(others), winner, tuple(Instance(0, cores) for cores in best.cores))
 
 
+def _fell(error: EdgertError) -> str:
+    return f"failed while its throughput was measured: {error.message[:300]}"
+
+
 @dataclass
 class _Crowd:
     """Several instances of one target, prepared in one child."""
@@ -169,27 +178,48 @@ class _Crowd:
     runnables: list[RemoteRunnable]
     cores: list[tuple[int, ...]]
     rates: list[float]
+    failure: EdgertError | None = None
+    """What even one instance alone died of, if it did."""
 
     @classmethod
     def of(cls, contestant: Contestant) -> _Crowd:
-        cores = split_cores(contestant.device.cores, contestant.target.threads)
-        runnables: list[RemoteRunnable] = [contestant.runnable]
-        for _ in cores[1:]:
-            runnables.append(
-                contestant.remote.prepare(
-                    contestant.source, contestant.target, contestant.device, contestant.cache,
-                    timeout_s=contestant.prepare_limit_s,
-                )
-            )  # fmt: skip
-        return cls(contestant, runnables, cores, [])
+        return cls(contestant, [], split_cores(contestant.device.cores, contestant.target.threads), [])
 
     @property
     def items_per_s(self) -> float:
         return statistics.median(self.rates) if self.rates else 0.0
 
     def measure(self) -> None:
+        if self.failure is not None:
+            return
         seconds = max(_THROUGHPUT_S, 3 * self.contestant.call_s)
-        self.rates.append(self.contestant.remote.throughput(self.runnables, self.cores, sample_name(0), seconds))
+        try:
+            self._gather()
+            self.rates.append(self.contestant.remote.throughput(self.runnables, self.cores, sample_name(0), seconds))
+        except EdgertError as error:
+            _log.info("%s, %d instance(s): %s", self.contestant.target, len(self.cores), error.message)
+            if len(self.cores) > 1:  # some libraries fail with two instances at once: one may still be good
+                self.runnables, self.cores, self.rates = [], [()], []
+            else:
+                self.failure = error
+
+    def _gather(self) -> None:
+        """As many prepared instances as there are sets of cores: again, when another target took the child along."""
+        contestant, remote = self.contestant, self.contestant.remote
+        if self.runnables and remote.pid is not None and self.runnables[0].generation == remote.generation:
+            return
+        there = remote.pid is not None and contestant.runnable.generation == remote.generation
+        if not there:
+            hold(remote, contestant.samples)
+        made = [contestant.runnable] if there else []
+        while len(made) < len(self.cores):
+            made.append(
+                remote.prepare(
+                    contestant.source, contestant.target, contestant.device, contestant.cache,
+                    timeout_s=contestant.prepare_limit_s,
+                )
+            )  # fmt: skip
+        self.runnables = made
 
 
 def split_cores(cores: Sequence[int], threads: int) -> list[tuple[int, ...]]:
