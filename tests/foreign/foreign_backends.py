@@ -225,6 +225,21 @@ class DiesOnDemand(Right):
         return 2 * x + 1
 
 
+class Lonely(Right):
+    """Crashes its process when two of its instances run at once."""
+
+    name = "lonely"
+    threads = (1,)
+    busy = threading.Lock()
+
+    def run(self, x):
+        if not self.busy.acquire(blocking=False):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(1e-4)
+        self.busy.release()
+        return 2 * x + 1
+
+
 class Marks(Right):
     """Leaves a file beside the model for every preparation, so that a test can count them."""
 
@@ -251,7 +266,7 @@ BY_NAME = {
     kind.name: kind
     for kind in (
         Right, CrashesInPrepare, HangsInPrepare, DiesInRace, HalfDies, Nan, OffByOnePercent, WrongShape, WrongDtype,
-        NoOutput, WantsTooMuch, KilledForMemory, Slow, Refuses, Throws, Fickle, Picky, Fussy, DiesOnDemand, Marks,
-        Waits,
+        NoOutput, WantsTooMuch, KilledForMemory, Slow, Refuses, Throws, Fickle, Picky, Fussy, DiesOnDemand, Lonely,
+        Marks, Waits,
     )
 }  # fmt: skip

@@ -5,6 +5,7 @@ not the one that gave it.
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -124,6 +125,15 @@ def test_nor_when_throughput_is_measured(line, x, machine_of, tmp_path):
     with edgert.load(line, machine=machine, objective="throughput", budget_s=5, cache_dir=tmp_path) as model:
         result = model.run({"x": x})
     assert str(result.receipt.targets[0]) == "half_dies@cpu:0/f32/1t"
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores for two instances")
+@pytest.mark.parametrize("names", [("lonely", "slow"), ("lonely", "reference")], ids=lambda names: names[1])
+def test_instances_that_crash_each_other_do_not_end_the_search(line, x, machine_of, tmp_path, names):
+    machine = machine_of(*names)
+    with edgert.load(line, machine=machine, objective="throughput", budget_s=5, cache_dir=tmp_path) as model:
+        futures = [model.submit({"x": x}) for _ in range(8)]
+        assert all(np.array_equal(future.result(60)["y"], 2 * x + 1) for future in futures)
 
 
 def test_what_crashed_once_is_not_tried_again(line, x, machine_of, tmp_path):
