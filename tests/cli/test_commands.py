@@ -260,7 +260,16 @@ def test_an_answer_by_a_fallback_is_shown_and_has_its_own_code(monkeypatch):
     assert "gpu:0 was lost" in done.output
 
 
-def test_verbose_logs_to_stderr_alone(edgert):
-    done = edgert("-vv", "run", MODEL, *ORT, "-i", "random", "--json")
-    json.loads(done.stdout)
-    assert "edgert" in done.stderr
+def test_verbose_logs_to_stderr_alone():
+    logging = (
+        "import edgert, logging\n"
+        "def probe(**_): logging.getLogger('edgert.x').info('an event'); raise edgert.EdgertError('stop.')\n"
+        "edgert.probe = probe\n" + BOOT
+    )
+    quiet, loud = (
+        subprocess.run([sys.executable, "-c", logging, *flags, "probe"], capture_output=True, text=True, check=False)
+        for flags in ([], ["-v"])
+    )
+    assert "INFO edgert.x: an event" in loud.stderr
+    assert "an event" not in quiet.stderr
+    assert quiet.stdout == loud.stdout == ""
