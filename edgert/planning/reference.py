@@ -54,7 +54,9 @@ class Checker:
     def errors(
         self, expected: Sequence[Mapping[str, Data]], got: Sequence[Mapping[str, Data]]
     ) -> tuple[OutputError, ...]:
-        """Worst distance of each output over the samples that both answered (the evaluator may have run out of time)."""
+        """Worst distance of each output over the samples that both answered (the evaluator may have run out of
+        time).
+        """
         pairs = zip(expected, got, strict=False)
         if self.random:
             return worst([same_form(one, other) for one, other in pairs])
