@@ -11,10 +11,10 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 from edgert.cli.classes import Class
-from edgert.cli.units import three_digits
 from edgert.cli.views import receipt_line, table
 from edgert.plan import Receipt
 from edgert.tensor import Data, dtype_of, shape_text
+from edgert.units import three_digits
 
 MOST_VALUES = 1000
 """Larger outputs appear in JSON by their summary alone."""

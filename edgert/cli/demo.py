@@ -125,8 +125,8 @@ def _welcome(machine: Machine) -> str:
 
 
 def _show(trials: Sequence[Trial], images: Array, labels: Array, digits: int) -> None:
-    from edgert.cli.units import time_text
     from edgert.cli.views import receipt_line, table
+    from edgert.units import time_text
 
     right = ("a request", "tried", "right", "trained")
     made = table("model", "runs on", *right, right=right, whole=("model", "runs on"))

@@ -8,8 +8,8 @@ from typing import Any
 
 from edgert.bench import Report
 from edgert.cli.reports import common_unit
-from edgert.cli.units import time_text
 from edgert.errors import MissingPackage
+from edgert.units import time_text
 
 _COLOURS = {"edgert": "#1f9eb0", "chosen": "#2ca25f", "candidate": "#b8bfc6", "baseline": "#b05fb0"}
 _MEANING = {

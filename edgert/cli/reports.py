@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 
 from edgert.bench import ENOUGH, Measured, Report, overall
-from edgert.cli.units import size_text, three_digits
 from edgert.cli.views import table
 from edgert.race import Interval
+from edgert.units import size_text, three_digits
 
 _STYLES = {"edgert": "bold cyan", "chosen": "bold green", "candidate": "", "baseline": "magenta"}
 _NUMBERS = ("p50", "p95", "p99", "items/s", "memory", "ratio")

@@ -12,10 +12,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from edgert.cli.units import rate_text, size_text, time_text
 from edgert.machine import BackendInfo, Device, Machine, Reach
 from edgert.plan import Plan, Receipt
 from edgert.profile import OutputError, Row, Target
+from edgert.units import rate_text, size_text, time_text
 
 _HEALTH = {"ok": "green", "wrong": "bold red", "failed": "red", "untested": "yellow"}
 _LOW_PRECISION = ("bf16", "f16")

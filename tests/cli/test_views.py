@@ -13,7 +13,6 @@ from edgert.bench import Measured, Report
 from edgert.cli import answers, console
 from edgert.cli.classes import best_classes, read_labels
 from edgert.cli.reports import overall_view, report_view
-from edgert.cli.units import rate_text, size_text, three_digits, time_text
 from edgert.cli.views import machine_view, plan_view, ranges, receipt_line
 from edgert.errors import InputError, OptionError, PrepareRefused
 from edgert.graph import Quantization, Value
@@ -21,6 +20,7 @@ from edgert.machine import BackendInfo, Device, Machine, Reach
 from edgert.plan import Receipt
 from edgert.profile import OutputError, Row, Target, Timing
 from edgert.race import Interval
+from edgert.units import rate_text, size_text, three_digits, time_text
 
 TARGET = Target.parse("onnxruntime@cpu:0/f32/2t")
 RECEIPT = Receipt("0123456789ab", (TARGET,), False, True, 0.00123)
