@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from edgert.partitioner.indexed import Indexed
 
-__all__ = ["is_chain", "place_chain"]
+__all__ = ["is_chain", "place_chain", "price_chain"]
 
 
 def is_chain(indexed: Indexed) -> bool:
@@ -19,12 +19,60 @@ def is_chain(indexed: Indexed) -> bool:
     return rules and line and joined and len(indexed.items) == len(indexed.names)
 
 
-def place_chain(indexed: Indexed) -> tuple[list[int] | None, float]:
+def price_chain(
+    indexed: Indexed, upper: float, offer: Callable[[list[int]], float], more: Callable[[], bool], rounds: int = 40
+) -> float:
+    """A lower bound on a chain's latency under limits on memory, from prices on it; each placement met is offered.
+
+    Lagrange relaxation (Geoffrion, Mathematical Programming Study 2, 1974): with a price >= 0 for each byte on each
+    limited device, the cheapest chain at those prices, less the price of all the room, bounds the latency. Prices follow
+    the subgradient with Polyak's step.
+
+    Args:
+        indexed: the problem; `is_chain`.
+        upper: cost of a known placement, or infinity.
+        offer: takes an assignment and returns the least cost known then.
+        more: whether there is time.
+        rounds: at most.
+    """
+    limited = [d for d, room in enumerate(indexed.capacity) if math.isfinite(room)]
+    prices = [0.0] * len(indexed.capacity)
+    bound, stalled, pace = 0.0, 0, 1.0
+    for _ in range(rounds):
+        found, cost = place_chain(indexed, prices)
+        if found is None:
+            return math.inf
+        value = cost - math.fsum(prices[d] * indexed.capacity[d] for d in limited)
+        stalled = 0 if value > bound * (1 + 1e-4) else stalled + 1
+        bound = max(bound, value)
+        upper = min(upper, offer(found))
+        held = [0.0] * len(prices)
+        for block, t in enumerate(found):
+            held[indexed.device_of[t]] += indexed.memory[block]
+        excess = {d: held[d] - indexed.capacity[d] for d in limited}
+        steps = {d: e for d, e in excess.items() if e > 0 or prices[d] > 0}
+        norm = math.fsum(e * e for e in steps.values())
+        if norm == 0 or upper <= bound * (1 + 1e-9) or not more():
+            break
+        if stalled >= 4:
+            pace, stalled = pace / 2, 0
+        aim = upper if math.isfinite(upper) else 1.5 * max(value, bound)
+        step = pace * max(aim - value, 1e-9 * abs(value)) / norm
+        for d, e in steps.items():
+            prices[d] = max(0.0, prices[d] + step * e)
+    return bound
+
+
+def place_chain(indexed: Indexed, prices: Sequence[float] | None = None) -> tuple[list[int] | None, float]:
     """Cheapest assignment of a chain, and its latency.
 
     Dynamic programme over (block, target): O(n k^2) for n blocks and k targets, times the number of segments where that
     is limited. Requires `is_chain`. Nothing overlaps on a chain, so latency is the sum of blocks, launches and
     transfers. Memory and energy are left out: where the assignment breaks them, its latency is a lower bound.
+
+    Args:
+        indexed: the problem.
+        prices: [device] -> added to the cost for each byte that a block holds there.
 
     Returns:
         The assignment, None when there is none at all, and its cost (then infinite).
@@ -34,7 +82,8 @@ def place_chain(indexed: Indexed) -> tuple[list[int] | None, float]:
     layers = 1 if most is None else most
     targets = range(len(problem.targets))
     table = [[math.inf] * len(targets) for _ in range(layers)]
-    table[0] = [cost + _launch(indexed, t) for t, cost in enumerate(indexed.costs[0])]
+    costs = indexed.costs if prices is None or not any(prices) else _priced(indexed, prices)
+    table[0] = [cost + indexed.launch[t] for t, cost in enumerate(costs[0])]
     traces: list[list[list[tuple[int, int]]]] = []
     for block in range(1, len(indexed.names)):
         following = [[math.inf] * len(targets) for _ in range(layers)]
@@ -48,17 +97,19 @@ def place_chain(indexed: Indexed) -> tuple[list[int] | None, float]:
                     source = layer if most is None or not new else layer - 1
                     if source < 0:
                         continue
-                    cost = table[source][before] + moves[before][t] + (_launch(indexed, t) if new else 0.0)
+                    cost = table[source][before] + moves[before][t] + (indexed.launch[t] if new else 0.0)
                     if cost < following[layer][t]:
                         following[layer][t], trace[layer][t] = cost, (source, before)
-                following[layer][t] += indexed.costs[block][t]
+                following[layer][t] += costs[block][t]
         table = following
         traces.append(trace)
     return _back(table, traces)
 
 
-def _launch(indexed: Indexed, target: int) -> float:
-    return indexed.launch[target]
+def _priced(indexed: Indexed, prices: Sequence[float]) -> list[list[float]]:
+    rates = [prices[d] for d in indexed.device_of]
+    rows = zip(indexed.costs, indexed.memory, strict=True)
+    return [[cost + memory * rate for cost, rate in zip(row, rates, strict=True)] for row, memory in rows]
 
 
 def _moves(indexed: Indexed, block: int) -> list[list[float]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from edgert.partitioner.evaluate import cost_of
 from edgert.partitioner.indexed import Indexed
 
@@ -12,21 +14,36 @@ __all__ = ["lower_bound", "search_all"]
 
 
 def lower_bound(indexed: Indexed) -> float:
-    """What no placement can beat: the longest path at each block's cheapest target, and the work shared out evenly.
+    """What no placement can beat: the longest path at each block's cheapest target, and the work shared out.
 
     Launch costs and transfers are left out.
     """
-    hosted = any(indexed.host)
-    work = [0.0] * len(indexed.items)
-    for item, costs in enumerate(indexed.item_costs):
-        work[item] = min(c * _share(indexed, t) for t, c in enumerate(costs))
-    shared = math.fsum(work) / len(indexed.capacity)
-    largest = max(work)
-    if indexed.problem.objective == "throughput":
-        return max(shared, largest)
-    path = _path(indexed, [min(costs) for costs in indexed.costs])
+    throughput = indexed.problem.objective == "throughput"
+    path = 0.0 if throughput else _path(indexed, [min(costs) for costs in indexed.costs])
     # Blocks of a host overlap without limit, so work bounds the latency only where there is none.
-    return path if hosted else max(path, shared)
+    return max(path, _shared_work(indexed)) if throughput or not any(indexed.host) else path
+
+
+def _shared_work(indexed: Indexed, rounds: int = 60) -> float:
+    """The least largest load if blocks could be split: by weak duality, for any shares w >= 0 of the devices with sum 1
+    the largest load is at least the sum over items of min over targets of w x load. Shares follow the loads of the
+    cheapest choice, multiplicatively (Arora, Hazan and Kale, "The multiplicative weights update method", 2012).
+    """
+    shares = np.array([_share(indexed, t) for t in range(len(indexed.lanes))])
+    loads = np.array(indexed.item_costs) * shares
+    devices = np.array(indexed.device_of)
+    weights = np.full(len(indexed.capacity), 1.0 / len(indexed.capacity))
+    rows = np.arange(len(loads))
+    best = float(loads.min(axis=1).max())
+    for number in range(rounds):
+        chosen = np.argmin(np.where(np.isinf(loads), np.inf, loads) * np.maximum(weights, 1e-12)[devices], axis=1)
+        best = max(best, float((loads[rows, chosen] * weights[devices[chosen]]).sum()) * (1 - 1e-12))
+        held = np.bincount(devices[chosen], weights=loads[rows, chosen], minlength=len(weights))
+        if held.max() <= 0:
+            break
+        weights = weights * np.exp(0.5 / (1 + number) ** 0.5 * held / held.max())
+        weights = weights / weights.sum()
+    return best
 
 
 def _share(indexed: Indexed, target: int) -> float:
@@ -118,9 +135,9 @@ class _Search:
         if self.held[device] > indexed.capacity[device]:
             return False
         # 1e-12: sums in another order may differ in the last digits
-        if indexed.problem.objective == "throughput" or not indexed.host[target]:
-            if self.loads[device] * (1 - 1e-12) >= self.cost:
-                return False
+        counts = indexed.problem.objective == "throughput" or not indexed.host[target]
+        if counts and self.loads[device] * (1 - 1e-12) >= self.cost:
+            return False
         if indexed.problem.objective == "throughput" or math.isinf(self.cost):
             return True
         costs = self.cheapest.copy()

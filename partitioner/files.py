@@ -20,6 +20,8 @@ __all__ = ["HOST", "problem_from_json"]
 HOST = "cpu"
 """Target and device of the CPU; the accelerators are 'acc:0', 'acc:1', ..."""
 
+_MOST_ACCELERATORS = 1_000
+
 _log = logging.getLogger(__name__)
 
 
@@ -36,8 +38,8 @@ def problem_from_json(data: Any, objective: Objective, contiguous: bool = False)
     if not isinstance(data, Mapping):
         raise OptionError("a problem file holds a JSON object.", "See docs/partitioning.md for its fields.")
     count = _number(data, "maxFPGAs", "the problem")
-    if count < 0 or count != int(count):
-        raise OptionError(f"maxFPGAs is {count}.", "Give a whole number that is not negative.")
+    if not (0 <= count <= _MOST_ACCELERATORS and count == int(count)):
+        raise OptionError(f"maxFPGAs is {count:g}.", f"Give a whole number from 0 to {_MOST_ACCELERATORS}.")
     names = [f"acc:{k}" for k in range(int(count))]
     memory = _number(data, "maxSizePerFPGA", "the problem", math.inf)
     devices = (DeviceSpec(HOST, lanes=None), *(DeviceSpec(name, memory) for name in names))

@@ -70,8 +70,8 @@ class Programme:
         self._add_memory()
 
     def ticks(self, seconds: float) -> int:
-        """Whole ticks in a time, rounded down."""
-        return math.floor(seconds / self.scale)
+        """Whole ticks in a time, rounded down; a time beyond the horizon counts as just beyond."""
+        return math.floor(min(seconds / self.scale, 4.0 * TICKS))
 
     def at(self, item: int, target: int) -> Any:
         """Whether the item is on the target; 0 where it cannot be."""
@@ -87,7 +87,7 @@ class Programme:
             if math.isfinite(capacity) and math.fsum(indexed.item_memory) > capacity:
                 unit = max(1.0, capacity / 2**40)
                 held = [
-                    math.floor(indexed.item_memory[i] / unit) * var
+                    math.floor(min(indexed.item_memory[i], 2.0 * capacity) / unit) * var
                     for i, found in enumerate(self.chosen)
                     for t, var in found.items()
                     if indexed.device_of[t] == d
@@ -123,7 +123,7 @@ class Programme:
         if most is not None:
             unit = max(most, 1e-300) / TICKS
             terms = [
-                math.floor(indexed.watts[t] * indexed.item_costs[item][t] / unit) * var
+                math.floor(min(indexed.watts[t] * indexed.item_costs[item][t] / unit, 4.0 * TICKS)) * var
                 for item, found in enumerate(self.chosen)
                 for t, var in found.items()
             ]
@@ -195,7 +195,9 @@ def solve_throughput(indexed: Indexed, start: Sequence[int] | None, cost: float,
     Where each segment has a launch cost, or their number is limited, 'many' is bounded from below: one segment is
     counted for each target. The caller evaluates what it gets.
     """
-    programme = Programme(indexed, max(cost, 1e-300) / TICKS)
+    if cost <= 0.0:
+        return Answer(None if start is None else list(start), 0.0, False)
+    programme = Programme(indexed, cost / TICKS)
     model = programme.model
     hinted = start is not None
     began = renamed(indexed, start) if start is not None else [indexed.allowed(i)[0] for i in range(len(indexed.items))]

@@ -21,7 +21,9 @@ __all__ = ["solve_schedule"]
 
 def solve_schedule(indexed: Indexed, start: Sequence[int], cost: float, deadline: float) -> Answer:
     """A placement whose blocks, scheduled one by one, end earliest; from the valid assignment `start` of that cost."""
-    programme = Programme(indexed, max(cost, 1e-300) / TICKS)
+    if cost <= 0.0:
+        return Answer(list(start), 0.0, False)
+    programme = Programme(indexed, cost / TICKS)
     model = programme.model
     began = renamed(indexed, start)
     programme.order_twins(began)

@@ -259,9 +259,9 @@ class _Loads:
         neighbours = _neighbours(self.indexed)
         scale = max(self.loads)
         best, best_top = list(self.place), scale
-        now = self._energy(scale)
+        now = self._energy(scale) if scale > 0 else 0.0
         finite = all(math.isfinite(t) for wire in self.indexed.wires for row in wire.times for t in row)
-        for number in range(rounds if finite else 0):
+        for number in range(rounds if finite and scale > 0 else 0):
             if number % 64 == 0 and not more():
                 break
             item = chance.randrange(len(self.place))
@@ -286,4 +286,4 @@ class _Loads:
 
     def _energy(self, scale: float) -> float:
         """A smooth stand-in for the largest load, in which a second largest one counts too."""
-        return float(sum((abs(load) / scale) ** 8 for load in self.loads)) ** 0.125
+        return float(sum((abs(load) / scale) ** 8 for load in self.loads) ** 0.125)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from edgert.errors import OptionError
 from edgert.partitioner import integer
-from edgert.partitioner.chain import is_chain, place_chain
+from edgert.partitioner.chain import is_chain, place_chain, price_chain
 from edgert.partitioner.contract import contract
 from edgert.partitioner.evaluate import cost_of, evaluate
 from edgert.partitioner.exhaustive import lower_bound, search_all
@@ -17,7 +17,7 @@ from edgert.partitioner.indexed import Indexed, index
 from edgert.partitioner.infeasible import find_fault, nothing_found
 from edgert.partitioner.problem import Problem, Solution
 from edgert.partitioner.schedule import solve_schedule
-from edgert.partitioner.search import anneal, starts
+from edgert.partitioner.search import anneal, first_fit, list_schedule, starts
 from edgert.partitioner.timeline import fits_timeline, solve_timeline
 
 __all__ = ["solve"]
@@ -30,6 +30,8 @@ _FEWEST = 200_000
 """Most placements that are still gone through one by one when no integer programme states the rules."""
 _SEARCH_S = 1.2
 """Most time for starts and local search before an integer programme takes over."""
+_MOST_ITEMS = 1_000
+"""Local search that costs each move in full gets more than its first share of the time on fewer items only."""
 _PROGRAMME_PER_S = 2_500
 """Items x targets that an integer programme can be stated for in a second, with time left to search."""
 
@@ -39,8 +41,8 @@ def solve(problem: Problem, time_limit_s: float = 60.0) -> Solution:
 
     1. Blocks are joined where that is free (`contract`); what no placement can keep is refused.
     2. A chain is placed exactly (`chain`); a small problem by going through all placements (`exhaustive`).
-    3. Otherwise starts come from list scheduling and cuts of a line, and local search betters them (`search`); that takes
-       at most half the time, and without OR-Tools all of it.
+    3. Otherwise starts come from list scheduling and cuts of a line, and local search betters them (`search`); that
+       takes at most half the time, and without OR-Tools all of it.
     4. An integer programme, started there, goes on and gives the bound (`integer`, `timeline`, `schedule`).
 
     The same problem gives the same answer where the time suffices; where it does not, the machine's speed shows.
@@ -53,7 +55,9 @@ def solve(problem: Problem, time_limit_s: float = 60.0) -> Solution:
         raise OptionError(f"time limit {time_limit_s} s is not positive.", "Give some seconds.")
     began = time.monotonic()
     smaller = contract(problem)
-    work = _Work(index(smaller.problem), began, began + time_limit_s)
+    indexed = index(smaller.problem)
+    closing_s = min(2.5 * (time.monotonic() - began), time_limit_s / 2)  # the answer is costed on the whole problem
+    work = _Work(indexed, began + time_limit_s - closing_s)
     work.run()
     assignment = work.best
     if assignment is None:
@@ -69,12 +73,11 @@ def solve(problem: Problem, time_limit_s: float = 60.0) -> Solution:
 class _Work:
     """One problem while it is solved: the best so far, and what is known of the optimum."""
 
-    def __init__(self, indexed: Indexed, began: float, deadline: float) -> None:
+    def __init__(self, indexed: Indexed, deadline: float) -> None:
         fault = find_fault(indexed)
         if fault is not None:
             raise fault
         self.indexed = indexed
-        self.began = began
         self.deadline = deadline
         self.best: list[int] | None = None
         self.cost = math.inf
@@ -82,6 +85,7 @@ class _Work:
         self.exact = False
         self.proved_empty = False
         self.used: list[str] = []
+        self._programmed = False  # whether an integer programme searched to the end of the time
 
     def until(self, seconds: float) -> Callable[[], bool]:
         """Whether there is time, as a callable: at most so many seconds from now, and never past the deadline."""
@@ -116,29 +120,41 @@ class _Work:
             self.bound = max(self.bound, cost)
             self.exact = self.cost <= cost * (1 + 1e-9)
             self.proved_empty = found is None
+            if not self.done:
+                self._price_chain()
         if self.done:
             return
-        self._search()
-        placements = math.prod(len(indexed.allowed(item)) for item in range(min(64, len(indexed.items))))
-        if len(indexed.items) <= 64 and placements <= _TINY:
+        placements = math.prod(len(indexed.allowed(item)) for item in range(len(indexed.items)))
+        self._start()
+        if placements <= _TINY:
             self._go_through_all(self.left_s)
+        if not self.done and self.best is not None:
+            self._improve(min(_SEARCH_S, self.left_s / 4))
         if not self.done and integer.available():
             self._programme()
-        if not self.done and len(indexed.items) <= 64 and placements <= _FEWEST:
+        if not self.done and placements <= _FEWEST:
             self._go_through_all(self.left_s)
-        if not self.done and self.best is not None and not self._programmed:
+        if not self.done and self.best is not None and not self._programmed and len(indexed.items) <= _MOST_ITEMS:
             self._improve(self.left_s)
 
-    _programmed = False
+    def _price_chain(self) -> None:
+        """A chain that is too large for a device's memory."""
+        for start in (first_fit(self.indexed), list_schedule(self.indexed)):
+            self.offer(start, "starts")
 
-    def _search(self) -> None:
+        def offer(found: list[int]) -> float:
+            self.offer(found, "chain")
+            return self.cost
+
+        bound = price_chain(self.indexed, self.cost, offer, self.until(min(2 * _SEARCH_S, self.left_s / 2)))
+        self.bound = max(self.bound, bound)
+
+    def _start(self) -> None:
         more = self.until(min(_SEARCH_S, self.left_s / 2))
         for start in starts(self.indexed, more):
             self.offer(start, "starts")
             if not more() and self.best is not None:
                 break
-        if self.best is not None and not self.done and more():
-            self._improve(min(_SEARCH_S, self.left_s / 4))
 
     def _improve(self, seconds: float) -> None:
         assert self.best is not None  # the callers look
@@ -182,11 +198,10 @@ class _Work:
         self._programmed = True
         before = self.cost
         self.offer(answer.assignment, name)
-        if bounds and math.isfinite(answer.bound):
-            if answer.bound > self.bound:
-                self.bound = answer.bound
-                if self.cost == before:
-                    self.used.append(f"bound by {name}")
+        if bounds and math.isfinite(answer.bound) and answer.bound > self.bound:
+            self.bound = answer.bound
+            if self.cost == before:
+                self.used.append(f"bound by {name}")
 
 
 def _worst(indexed: Indexed) -> float:

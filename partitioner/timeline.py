@@ -8,7 +8,6 @@ the cost of the costliest path up to it, with the transfers on it, and no piece 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +28,8 @@ def fits_timeline(indexed: Indexed) -> bool:
 
 def solve_timeline(indexed: Indexed, start: Sequence[int], cost: float, deadline: float) -> Answer:
     """The earliest end of one request, from the valid assignment `start` of that cost. Requires `fits_timeline`."""
+    if cost <= 0.0:
+        return Answer(list(start), 0.0, False)
     return _Timeline(indexed, start, cost).solve_for(deadline)
 
 
@@ -41,7 +42,7 @@ class _Timeline:
         self.hosts = [t for t, host in enumerate(indexed.host) if host]
         self.start = _ordered_start(indexed, start, self.workers)
         self.began = indexed.spread(self.start)
-        self.programme = Programme(indexed, max(cost, 1e-300) / TICKS)
+        self.programme = Programme(indexed, cost / TICKS)
         self.model = self.programme.model
         self.top = 2 * TICKS
         self.end = self._time()
@@ -250,5 +251,5 @@ def _wire_ticks(programme: Programme, indexed: Indexed) -> dict[tuple[int, int],
             time = max(max(row) for row in wire.times)
             for sink in wire.sinks:
                 key = wire.source, sink
-                found[key] = found.get(key, 0) + math.floor(time / programme.scale)
+                found[key] = found.get(key, 0) + programme.ticks(time)
     return found

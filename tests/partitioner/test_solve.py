@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,11 +15,12 @@ from hypothesis import strategies as st
 
 from edgert.errors import Infeasible, OptionError
 from edgert.partitioner import integer
-from edgert.partitioner.chain import is_chain, place_chain
+from edgert.partitioner.chain import is_chain, place_chain, price_chain
 from edgert.partitioner.contract import contract
 from edgert.partitioner.evaluate import cost_of, evaluate
 from edgert.partitioner.files import problem_from_json
 from edgert.partitioner.indexed import index
+from edgert.partitioner.infeasible import find_fault
 from edgert.partitioner.problem import BlockSpec, DeviceSpec, Flow, Problem, TargetSpec
 from edgert.partitioner.schedule import solve_schedule
 from edgert.partitioner.search import anneal, starts
@@ -144,14 +147,14 @@ def test_local_search_never_gives_worse_than_its_start(problem: Problem) -> None
 
 def _start(problem: Problem) -> tuple[list[int] | None, float]:
     indexed = index(problem)
+    if find_fault(indexed) is not None:
+        return None, math.inf
     found = [(cost_of(indexed, indexed.spread(a)), a) for a in starts(indexed, lambda: True)]
     cost, start = min(found, default=(math.inf, []))
     return (None, math.inf) if math.isinf(cost) else (start, cost)
 
 
 def _deadline() -> float:
-    import time
-
     return time.monotonic() + 30.0
 
 
@@ -177,6 +180,20 @@ def test_a_chain_of_5000_blocks_is_proved_optimal() -> None:
     solution = solve(_chain(5000))
     assert solution.proved
     assert solution.solver == "chain"
+
+
+def test_a_chain_that_memory_forbids_to_be_cheapest_is_bounded_by_prices() -> None:
+    problem = _chain(60)
+    devices = tuple(DeviceSpec(name, memory_bytes=room) for name, room in (("a", 10.0), ("b", 30.0), ("c", 30.0)))
+    tight = replace(problem, devices=devices)
+    costs: list[float] = []
+
+    def offer(found: list[int]) -> float:
+        costs.append(cost_of(index(tight), found))
+        return min(costs)
+
+    bound = price_chain(index(tight), math.inf, offer, lambda: True)
+    assert place_chain(index(tight))[1] < bound <= solve(tight, 5.0).cost
 
 
 def test_two_branches_run_at_once_on_two_devices() -> None:
