@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from edgert import devices
 from edgert.devices.probe import glance
 from edgert.machine import Reach
 from edgert.measure import REMOTES
@@ -76,8 +77,10 @@ def foreign(tmp_path_factory):
 
         points = [f"{name} = {module}:{kind.__name__}" for name, kind in foreign_backends.BY_NAME.items()]
         (info / "entry_points.txt").write_text("\n".join(["[edgert.backends]", *points, ""]), encoding="utf-8")
+        devices.backend.cache_clear()  # of another file's copy of the module
         yield foreign_backends
         REMOTES.close()
+    devices.backend.cache_clear()
     sys.modules.pop(module, None)
 
 
