@@ -10,7 +10,16 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from edgert.graph import Format, Quantization, Value
-from edgert.profile import OutputError, Precision, Row, Target, row_from_json
+from edgert.profile import (
+    OutputError,
+    Precision,
+    Row,
+    Target,
+    error_from_json,
+    error_to_json,
+    row_from_json,
+    row_to_json,
+)
 
 Objective: TypeAlias = Literal["latency", "throughput"]
 
@@ -52,6 +61,12 @@ class Segment:
     """Names of the values it reads; for the whole model its inputs."""
     outputs: tuple[str, ...] = ()
     """Names of the values it makes for others."""
+    measured_s: float = 0.0
+    """Median of one run of it alone; 0 when it was not measured apart from the plan."""
+    errors: tuple[OutputError, ...] = ()
+    """Of its outputs, fed with the reference's values; empty when it was not compared apart from the plan."""
+    cause: str = ""
+    """Why it is on its target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +145,10 @@ class Plan:
     """Inputs that a caller may omit."""
     notes: tuple[str, ...] = ()
     """What a reader should know: what was not tried, a cache that was thrown away, ..."""
+    values: tuple[Value, ...] = ()
+    """Types and shapes of the values that cross from one segment to another."""
+    predicted_s: float = 0.0
+    """What the solver expected of one request; 0 when nothing was predicted."""
 
     @cached_property
     def id(self) -> str:
@@ -155,10 +174,23 @@ class Plan:
             f"SQNR {error.sqnr_db:.1f} dB"
             for error in check.errors
         ]
+        lines += self._segment_lines() if len(self.segments) > 1 else []
         lines.append("candidates:")
         lines += [f"  {_candidate(row)}" for row in self.candidates]
         lines.append(f"fallbacks: {', '.join(map(str, self.fallbacks)) or 'none'}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _segment_lines(self) -> list[str]:
+        """One line a segment."""
+        lines = [f"segments: {len(self.segments)}, predicted {1e3 * self.predicted_s:.3f} ms"]
+        for number, segment in enumerate(self.segments, 1):
+            off = max((error.range_fraction for error in segment.errors), default=None)
+            checked = "not checked alone" if off is None else f"off by at most {off:.2g} of the range"
+            lines.append(
+                f"  {number}. {segment.target}: {len(segment.nodes)} nodes from {segment.nodes[0]!r} to "
+                f"{segment.nodes[-1]!r}, {1e3 * segment.measured_s:.3f} ms alone, {checked}. {segment.cause}".rstrip()
+            )
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form; `from_json` reads it back."""
@@ -168,8 +200,8 @@ class Plan:
         content = asdict(self)
         for segment, data in zip(self.segments, content["segments"], strict=True):
             data["target"] = str(segment.target)
-        for row, data in zip(self.candidates, content["candidates"], strict=True):
-            data["target"] = str(row.target)
+        content["candidates"] = [row_to_json(row) for row in self.candidates]
+        content["verification"]["errors"] = [error_to_json(error) for error in self.verification.errors]
         content["fallbacks"] = [str(target) for target in self.fallbacks]
         return content
 
@@ -191,10 +223,11 @@ class Plan:
             "instances": tuple(Instance(item["segment"], tuple(item["cores"])) for item in data["instances"]),
             "transfers": tuple(Transfer(**{**item, "values": tuple(item["values"])}) for item in data["transfers"]),
             "fallbacks": tuple(Target.parse(text) for text in data["fallbacks"]),
-            "verification": Verification(**{**check, "errors": tuple(OutputError(**e) for e in check["errors"])}),
+            "verification": Verification(**{**check, "errors": tuple(error_from_json(e) for e in check["errors"])}),
             "candidates": tuple(row_from_json(item) for item in data["candidates"]),
             "optional_inputs": tuple(data["optional_inputs"]),
             "notes": tuple(data["notes"]),
+            "values": tuple(value_from_json(item) for item in data["values"]),
         }
         plan = cls(**fields)
         if plan.id != data["id"]:
@@ -226,7 +259,10 @@ def _candidate(row: Row) -> str:
 
 
 def _segment(item: Mapping[str, Any]) -> Segment:
-    return Segment(Target.parse(item["target"]), tuple(item["nodes"]), tuple(item["inputs"]), tuple(item["outputs"]))
+    return Segment(
+        Target.parse(item["target"]), tuple(item["nodes"]), tuple(item["inputs"]), tuple(item["outputs"]),
+        item["measured_s"], tuple(OutputError(**error) for error in item["errors"]), item["cause"],
+    )  # fmt: skip
 
 
 def value_from_json(item: Mapping[str, Any]) -> Value:

@@ -23,7 +23,14 @@ targets = st.builds(
 )
 timings = st.builds(Timing, seconds, seconds, seconds, counts, counts, seconds, st.integers(1, 8))
 output_errors = st.builds(
-    OutputError, names, st.floats(0, allow_nan=False), counts, st.floats(allow_nan=False), st.booleans(), names
+    OutputError,
+    names,
+    st.floats(0, allow_nan=False),
+    counts,
+    st.floats(allow_nan=False),
+    st.booleans(),
+    st.floats(0, allow_nan=False),
+    names,
 )
 rows = st.builds(
     Row,
@@ -64,7 +71,10 @@ plans = st.builds(
     own_precision=st.sampled_from(PRECISIONS),
     inputs=tuples(values),
     outputs=tuples(values),
-    segments=tuples(st.builds(Segment, targets, tuples(names), tuples(names), tuples(names)), 1),
+    segments=tuples(
+        st.builds(Segment, targets, tuples(names), tuples(names), tuples(names), seconds, tuples(output_errors), names),
+        1,
+    ),
     instances=tuples(st.builds(Instance, st.integers(0, 2), tuples(st.integers(0, 7))), 1),
     transfers=tuples(st.builds(Transfer, st.integers(0, 2), st.integers(0, 2), tuples(names), counts)),
     fallbacks=tuples(targets),
@@ -74,6 +84,8 @@ plans = st.builds(
     candidates=tuples(rows),
     optional_inputs=tuples(names),
     notes=tuples(names),
+    values=tuples(values),
+    predicted_s=seconds,
 )
 
 devices = st.builds(
