@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -149,7 +150,7 @@ class Profile:
         return replace(self, rows=(*(old for old in self.rows if old.target != row.target), row))
 
     def to_json(self) -> dict[str, Any]:
-        rows = [{**asdict(row), "target": str(row.target)} for row in self.rows]
+        rows = [row_to_json(row) for row in self.rows]
         return {**{name: getattr(self, name) for name in ("model", "machine", "samples", "reference")},
                 "versions": dict(self.versions), "rows": rows}  # fmt: skip
 
@@ -159,6 +160,26 @@ class Profile:
         return cls(**{**data, "rows": tuple(row_from_json(row) for row in data["rows"])})
 
 
+def error_to_json(error: OutputError) -> dict[str, Any]:
+    """JSON-able form; infinities, for which JSON has no number, become the texts 'inf' and '-inf'."""
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(error).items()
+    }
+
+
+def error_from_json(data: Mapping[str, Any]) -> OutputError:
+    """The error that `error_to_json` described."""
+    distances = {name: float(data[name]) for name in ("range_fraction", "sqnr_db", "excess")}
+    return OutputError(**{**data, **distances})
+
+
+def row_to_json(row: Row) -> dict[str, Any]:
+    """JSON-able form; `row_from_json` reads it back."""
+    errors = [error_to_json(error) for error in row.errors]
+    return {**asdict(row), "target": str(row.target), "errors": errors}
+
+
 def row_from_json(data: Mapping[str, Any]) -> Row:
     timing = data.get("timing")
     return Row(
@@ -166,6 +187,6 @@ def row_from_json(data: Mapping[str, Any]) -> Row:
             **data,
             "target": Target.parse(data["target"]),
             "timing": None if timing is None else Timing(**timing),
-            "errors": tuple(OutputError(**error) for error in data["errors"]),
+            "errors": tuple(error_from_json(error) for error in data["errors"]),
         }
     )

@@ -95,8 +95,11 @@ def _outside(  # noqa: PLR0911 - one return a rule, in the order in which they a
     error: OutputError, tolerance: Tolerance, own: Precision, precision: Precision, dtype: str
 ) -> str:
     if dtype not in FLOATS and not dtype.startswith("complex"):
-        steps = tolerance.lsb if own == "i8" and dtype in _EIGHT_OR_SIXTEEN_BITS else 0
-        return f"off by {error.lsb}, {steps} allowed" if error.lsb > steps else ""
+        quantised = own == "i8" and dtype in _EIGHT_OR_SIXTEEN_BITS
+        steps = tolerance.lsb if quantised else 0
+        if error.lsb <= steps or (quantised and not _too_noisy(error, tolerance, tolerance.quantised_sqnr_db)):
+            return ""
+        return f"off by {error.lsb}, {steps} allowed" + (f" (SQNR {error.sqnr_db:.1f} dB)" if quantised else "")
     if tolerance.relative is not None:
         allowed = f"{tolerance.absolute:g} + {tolerance.relative:g} |x|"
         return f"an element is off by more than {allowed}" if error.excess > tolerance.absolute else ""
@@ -107,13 +110,17 @@ def _outside(  # noqa: PLR0911 - one return a rule, in the order in which they a
     # Rounding differs between kernels wherever arithmetic is coarse: there the noise counts, not one element.
     if precision != own or own in ("i8", "f16", "bf16"):
         needed_db = tolerance.quantised_sqnr_db if precision == own == "i8" else tolerance.sqnr_db
-        if math.isfinite(error.sqnr_db) and error.sqnr_db < needed_db:
-            return f"SQNR {error.sqnr_db:.1f} dB, {needed_db:g} needed"
-        if error.sqnr_db >= needed_db:
-            return "" if error.top1 or not tolerance.same_top1 else f"another top-1 (SQNR {error.sqnr_db:.1f} dB)"
+        if not math.isinf(error.range_fraction):
+            return _too_noisy(error, tolerance, needed_db)
     if math.isinf(error.range_fraction):
         return "NaN or infinity where the reference has none, or the other way round"
     return f"off by {error.range_fraction:.2g} of its range, {tolerance.range_fraction:g} allowed"
+
+
+def _too_noisy(error: OutputError, tolerance: Tolerance, needed_db: float) -> str:
+    if error.sqnr_db < needed_db:
+        return f"SQNR {error.sqnr_db:.1f} dB, {needed_db:g} needed"
+    return "" if error.top1 or not tolerance.same_top1 else f"another top-1 (SQNR {error.sqnr_db:.1f} dB)"
 
 
 def _mismatch(name: str, reason: str) -> OutputError:
@@ -175,7 +182,7 @@ def _integer_distance(name: str, expected: Array, got: Array) -> OutputError:
         name,
         float(noise.max()) / spread,
         int(difference.max()),
-        _sqnr_db(signal, noise),
+        _sqnr_db(signal - signal.mean(), noise),  # an offset (zero point) is no signal
         _same_top1(signal, got.astype(np.float64)),
     )
 

@@ -199,16 +199,24 @@ def _notes(reference: Reference) -> tuple[str, ...]:
 
 
 def _fallbacks(winner: Row, rows: Sequence[Row], reference: Reference, found: Candidates) -> tuple[Target, ...]:
-    """The best right target of every other library, CPU last, then onnx's evaluator if it runs this model."""
-    best: dict[tuple[str, str], Target] = {}
-    for row in rows:
-        key = (row.target.backend, row.target.device)
-        if row.outcome in ("ok", "slow") and key != (winner.target.backend, winner.target.device):
-            best.setdefault(key, row.target)
-    ordered = sorted(best.values(), key=lambda target: target.device.startswith("cpu"))
+    """The best right target of every other library, CPU last, then onnx's evaluator if it runs this model.
+
+    Where nothing confirmed the yardstick, whoever differs from it is not known to be wrong: it comes after the others.
+    """
+    usable = [row for row in rows if row.outcome in ("ok", "slow")]
+    if not reference.name:
+        usable += [row for row in rows if row.outcome == "wrong" and not any(error.mismatch for error in row.errors)]
+    best: dict[tuple[str, str, str], Target] = {_way(winner.target): winner.target}
+    for row in usable:
+        best.setdefault(_way(row.target), row.target)
+    ordered = sorted(list(best.values())[1:], key=lambda target: target.device.startswith("cpu"))
     if reference.name == "onnx" and winner.target.backend != LAST_RESORT:
         ordered += [row.target for row in found.left_out if row.target.backend == LAST_RESORT]
     return tuple(ordered)
+
+
+def _way(target: Target) -> tuple[str, str, str]:
+    return (target.backend, target.variant, target.device)
 
 
 def _versions(machine: Machine) -> dict[str, str]:

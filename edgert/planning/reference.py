@@ -1,4 +1,4 @@
-"""What the right answer is: onnx's own evaluator where it ends in time, else two independent CPU backends that
+"""What the right answer is: the format's evaluator where it ends in time, else two independent CPU backends that
 agree.
 """
 
@@ -31,7 +31,7 @@ class Reference:
     """Right answers, or the reason why there are none."""
 
     name: str
-    """'onnx', 'A and B agree', or '' for none."""
+    """'onnx' or 'litert+ref' (the format's evaluator), 'A and B agree', or '' for none."""
     answers: tuple[Mapping[str, Data], ...] = ()
     """One set a sample. With no name they are the answers of the format's own library, which nothing confirmed: other
     targets are held to them, and the plan is not verified. Empty when nothing ran at the model's own precision."""
@@ -68,20 +68,25 @@ class Checker:
 
 
 def evaluate(pool: ThreadPoolExecutor, course: Course) -> Future[Reference]:
-    """Run onnx's evaluator in its child, beside the trials."""
+    """Run the format's evaluator in its child, beside the trials: onnx's own, or LiteRT's reference kernels."""
     return pool.submit(_evaluate, course)
 
 
+_EVALUATORS = {  # format -> backend, variant and name of the kernels that its others are checked against
+    "onnx": (LAST_RESORT, "", "onnx"),
+    "tflite": ("litert", "ref", "litert+ref"),
+}
+
+
 def _evaluate(course: Course) -> Reference:
-    reach = next((item for item in course.machine.reached() if item.backend == LAST_RESORT), None)
-    if course.source.format != "onnx":
-        return Reference("", reason="onnx's evaluator reads no .tflite")
+    library, variant, name = _EVALUATORS[course.source.format]
+    reach = next((item for item in course.machine.reached() if item.backend == library), None)
     if reach is None:
-        return Reference("", reason="onnx's evaluator is not installed")
+        return Reference("", reason=f"{name}: not installed")
     if not course.samples:
         return Reference("", reason="there are no inputs to check on")
-    target = Target(LAST_RESORT, reach.device, course.source.precision)
-    remote = REMOTES.borrow(f"{LAST_RESORT}@{reach.device}")
+    target = Target(library, reach.device, course.source.precision, 0, variant)
+    remote = REMOTES.borrow(f"evaluator {name}")
     started_s = time.monotonic()
 
     def left_s() -> float:
@@ -100,20 +105,20 @@ def _evaluate(course: Course) -> Reference:
             outputs, run_s = runnable.run_held(sample_name(index), timeout_s=left_s())
             answers.append(outputs)
     except EdgertError as error:
-        _log.info("onnx's evaluator gives no reference: %s", error.message)
-        return Reference("", reason=f"onnx's evaluator: {error.message[:300]}")
+        _log.info("evaluator %s gives no reference: %s", name, error.message)
+        return Reference("", reason=f"evaluator {name}: {error.message[:300]}")
     finally:
         REMOTES.give_back(remote)
-    return Reference("onnx", tuple(answers))
+    return Reference(name, tuple(answers))
 
 
 def settle(evaluated: Reference, trials: Sequence[Trial], checker: Checker, own: str) -> Reference:
-    """The reference to judge by: onnx's evaluator, unless two independent libraries agree against it, or it has no
-    answer.
+    """Whom to believe, on the answers at the model's own precision of the CPU targets.
 
-    The evaluator has bugs of its own (it runs BatchNormalization of opset 9 as in training, for one). Two libraries
-    that share no kernels and give the same numbers outweigh it; one library alone does not. The plan is then disputed,
-    and not verified: who knows the right answer can look.
+    ONNX has an evaluator, and it is the law unless two libraries that share no kernels agree against it (it has bugs of
+    its own): the plan is then disputed, and not verified. TFLite has none: there two libraries that agree are
+    the law, else two sets of kernels of LiteRT that do. Without agreement the format's own library answers, nothing
+    confirms it, and the others are held to it.
     """
     fit = [
         trial
@@ -123,24 +128,25 @@ def settle(evaluated: Reference, trials: Sequence[Trial], checker: Checker, own:
     if checker.random:
         answers = evaluated.answers or (tuple(fit[0].answers) if fit else ())
         return Reference("", answers, "the model draws random numbers: only shapes and element types were compared")
-    if evaluated.name:
-        if any(not _differ(evaluated.answers, trial, checker) for trial in fit):
+    pair = _pair(fit, checker, across=True)
+    if evaluated.name == "onnx":
+        if pair is None or any(not _differ(evaluated.answers, trial, checker) for trial in fit):
             return evaluated
-        pair = _pair(fit, checker, across=True)
-        if pair is None:
-            return evaluated
-        worst_fraction = max(error.range_fraction for error in checker.errors(evaluated.answers, pair[0].answers))
-        dispute = f"onnx's evaluator says otherwise, by {worst_fraction:.2g} of the range; two against one"
+        off = max(error.range_fraction for error in checker.errors(evaluated.answers, pair[0].answers))
+        dispute = f"onnx's evaluator says otherwise, by {off:.2g} of the range; two against one"
         return Reference(_agreement(*pair), tuple(pair[0].answers), disputed=dispute)
-    pair = _pair(fit, checker, across=True) or _pair(fit, checker, across=False)
+    if pair is None and evaluated.name and fit and not _differ(evaluated.answers, fit[0], checker):
+        name = f"{_library(fit[0].row.target)} and {evaluated.name} agree"
+        return Reference(name, tuple(fit[0].answers), "two sets of kernels of one library")
+    pair = pair or _pair(fit, checker, across=False)
     if pair is not None:
         return Reference(_agreement(*pair), tuple(pair[0].answers), evaluated.reason)
-    libraries = list(dict.fromkeys(_library(trial.row.target) for trial in fit))
-    ran = " and ".join(libraries) or "nothing"
-    differ = f"{ran} differ" if len(libraries) > 1 else f"only {ran} ran"
-    # The format's own library comes first. It proves nothing, but whoever differs from it is not to be preferred.
+    libraries = list(dict.fromkeys([*(_library(trial.row.target) for trial in fit), evaluated.name]))
+    ran = " and ".join(filter(None, libraries)) or "nothing"
+    differ = f"{ran} differ" if " and " in ran else f"only {ran} ran"
+    # The format's own library comes first.
     yardstick = tuple(fit[0].answers) if fit else ()
-    return Reference("", yardstick, f"{evaluated.reason}; {differ}")
+    return Reference("", yardstick, f"{evaluated.reason}; {differ}" if evaluated.reason else differ)
 
 
 def _pair(fit: Sequence[Trial], checker: Checker, *, across: bool) -> tuple[Trial, Trial] | None:
