@@ -11,9 +11,9 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
-from edgert import formats, planning, store
+from edgert import bundle, formats, store, unpack
 from edgert.devices import probe as probing
 from edgert.devices.backend import Source
 from edgert.errors import Cancelled, Closed, EdgertError, MissingPackage, OptionError
@@ -22,9 +22,10 @@ from edgert.feed import Feeder
 from edgert.graph import Value
 from edgert.machine import Machine
 from edgert.plan import Objective, Plan, Receipt, Tolerance
-from edgert.planning import Assignment, Memory, Wish
-from edgert.planning.whole import open_whole
 from edgert.tensor import Array, Data
+
+if TYPE_CHECKING:  # a bundle needs no planner, and a small box may have none of what that imports
+    from edgert.planning import Assignment
 
 _log = logging.getLogger(__name__)
 DEFAULT_BUDGET_S = 10.0
@@ -77,7 +78,8 @@ def load(
     reference, and the fastest that is right is kept and remembered on disk. The next load prepares only that.
 
     Args:
-        path: an .onnx or .tflite file.
+        path: an .onnx or .tflite file; or a bundle, which brings its plan: nothing is measured then, and of the other
+            arguments only `machine`, `cache_dir` and `isolation` count.
         objective: 'latency' is the time of one request; 'throughput' is items per second, for which several
             instances, each with its own cores, are tried too.
         tolerance: how far answers may be from the reference: a fraction of each output's range, or a `Tolerance`.
@@ -93,7 +95,8 @@ def load(
         progress: told what is going on and which share of the budget is spent.
 
     Raises:
-        ModelNotFound, ModelCorrupt, ModelUnsupported: the file is at fault, or nothing here runs it.
+        ModelNotFound, ModelCorrupt, ModelUnsupported: the file is at fault, or nothing here runs it; or a bundle is
+            for another machine (with the differences).
         UnknownTarget, OptionError: a setting is.
         CacheUnwritable: the cache folder that was asked for cannot be written.
         MissingPackage: the package that reads this format is not installed.
@@ -104,16 +107,22 @@ def load(
         raise OptionError(f"budget_s={budget_s!r} is not a number of seconds.", "Pass 0 or more.")
     if isolation not in get_args(Isolation):
         raise OptionError(f"isolation {isolation!r} is unknown.", "Use 'auto' or 'none'.")
-    chosen, digest = planning.user_samples(samples)
-    wish = Wish(objective, precision, _tolerance(tolerance), _targets(targets), digest)
     folder = store.folder(cache_dir)
     file = Path(path).expanduser().absolute()
+    if bundle.is_bundle(file):
+        _refuse_wishes(file, objective, precision, tolerance=tolerance, targets=targets, samples=samples)
+        return _unpacked(unpack.unpack(file, machine, folder, apart=isolation != "none"), isolation)
+    from edgert import planning
+    from edgert.planning import Assignment, Memory, Wish
+
+    chosen, digest = planning.user_samples(samples)
+    wish = Wish(objective, precision, _tolerance(tolerance), _targets(targets), digest)
     model_digest = formats.digest(file)
     asked = machine
     if machine is None:
         machine = probing.probe(cache_dir=folder, progress=progress) if budget_s else probing.known_or_glance(folder)
     memory = Memory(folder, model_digest, machine)
-    plan = memory.plan(wish)
+    plan = memory.plan(wish, budget_s)
     if plan is not None:
         source = Source(file, plan.format, plan.inputs, plan.outputs, plan.own_precision)
         return Model(Pipeline(plan, source, machine, memory.compiled(), isolation), source, machine)
@@ -126,6 +135,24 @@ def load(
     return model
 
 
+def _refuse_wishes(file: Path, objective: str, precision: str, **others: object) -> None:
+    """A bundle's plan is made already: what would have decided it cannot be wished any more."""
+    wishes = {"objective": objective != "latency", "precision": precision != "own"}
+    wishes |= {name: value is not None for name, value in others.items()}
+    for name, wished in wishes.items():
+        if wished:
+            raise OptionError(f"{name}= was given, but {file} is a bundle, whose plan is made.", "Load its model.")
+
+
+def _unpacked(found: unpack.Unpacked, isolation: Isolation) -> Model:
+    try:
+        pipeline = Pipeline(found.plan, found.source, found.machine, found.compiled, isolation)
+    except BaseException:
+        found.release()
+        raise
+    return Model(pipeline, found.source, found.machine, reason=found.reason, release=found.release)
+
+
 def _open(file: Path, digest: str) -> formats.ModelFile:
     """The model file as a graph; a .tflite without its schema (32-bit boards) as one piece."""
     try:
@@ -133,6 +160,8 @@ def _open(file: Path, digest: str) -> formats.ModelFile:
     except MissingPackage as error:
         if file.suffix != ".tflite":
             raise
+        from edgert.planning.whole import open_whole
+
         _log.info("%s", error.message)
         return open_whole(file, digest)
 
@@ -161,8 +190,19 @@ def _tolerance(asked: float | Tolerance | None) -> Tolerance:
 class Model:
     """A loaded model. Thread-safe; a context manager. Made by `edgert.load`."""
 
-    def __init__(self, pipeline: Pipeline, source: Source, machine: Machine) -> None:
+    def __init__(
+        self, pipeline: Pipeline, source: Source, machine: Machine, *,
+        reason: str = "", release: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Args:
+        pipeline: what runs its plan.
+        source: the model file.
+        machine: where.
+        reason: why the plan itself is a fallback; every receipt says so.
+        release: called once everything is closed.
+        """
         self._pipeline: Pipeline | None = pipeline
+        self._reason, self._release = reason, release
         self._retired: list[Pipeline] = []
         self._source = source
         self._machine = machine
@@ -212,7 +252,7 @@ class Model:
         feed = self._feed(inputs)
         started_s = perf_counter()
         made = pipeline.run(feed)
-        return _result(pipeline, made, perf_counter() - started_s)
+        return self._result(pipeline, made, perf_counter() - started_s)
 
     def submit(self, inputs: Inputs) -> Future[Result]:
         """As `run`, in edgert's own threads: returns at once. Inputs are checked before it returns.
@@ -223,7 +263,7 @@ class Model:
         pipeline = self._open()
         feed = self._feed(inputs)
         started_s = perf_counter()
-        return pipeline.submit(feed, lambda made: _result(pipeline, made, perf_counter() - started_s))
+        return pipeline.submit(feed, lambda made: self._result(pipeline, made, perf_counter() - started_s))
 
     def close(self) -> None:
         """Release everything; later calls raise `Closed`. Closing twice is harmless."""
@@ -233,6 +273,7 @@ class Model:
             self._pipeline, self._retired = None, []
         for pipeline in pipelines:
             pipeline.close()
+        self._release()
 
     def __enter__(self) -> Model:
         return self
@@ -254,6 +295,8 @@ class Model:
 
     def improve(self, assignment: Assignment, isolation: Isolation, probe: Callable[[], Machine]) -> None:
         """Search for a better plan in the background and swap it in when it is ready."""
+        from edgert import planning
+        from edgert.planning import Memory
 
         def work() -> None:
             try:
@@ -283,6 +326,13 @@ class Model:
             self._pipeline = better
         _log.info("%s: now on %s", self._source.path.name, ", ".join(map(str, better.plan.targets)))
 
+    def _result(self, pipeline: Pipeline, made: Made, run_s: float) -> Result:
+        reason = made.reason if not self._reason else "; ".join(filter(None, (self._reason, made.reason)))
+        receipt = Receipt(
+            pipeline.plan.id, (made.target,), bool(reason), made.target in pipeline.verified, run_s, reason
+        )
+        return Result(made.outputs, receipt)
+
     def _open(self) -> Pipeline:
         pipeline = self._pipeline
         if pipeline is None:
@@ -291,9 +341,3 @@ class Model:
 
     def _closed(self) -> Closed:
         return Closed(f"the model {self._source.path.name} was closed.", "Load it again.")
-
-
-def _result(pipeline: Pipeline, made: Made, run_s: float) -> Result:
-    reason = made.reason
-    receipt = Receipt(pipeline.plan.id, (made.target,), bool(reason), made.target in pipeline.verified, run_s, reason)
-    return Result(made.outputs, receipt)

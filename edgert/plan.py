@@ -143,6 +143,10 @@ class Plan:
     """Everything that was considered, fastest first, each with its outcome and reason."""
     optional_inputs: tuple[str, ...] = ()
     """Inputs that a caller may omit."""
+    budget_s: float = 0.0
+    """Seconds that it was made with."""
+    complete: bool = False
+    """Whether every candidate was tried: more time would settle the order more surely, and find no other target."""
     notes: tuple[str, ...] = ()
     """What a reader should know: what was not tried, a cache that was thrown away, ..."""
     values: tuple[Value, ...] = ()

@@ -188,6 +188,8 @@ def _plan(assignment: Assignment, choice: Choice, found: Candidates, reference: 
         items_per_s=timing.items_per_s,
         candidates=(*choice.rows, *left_out),
         optional_inputs=tuple(sorted(graph.optional_inputs)),
+        budget_s=assignment.budget_s,
+        complete=bool(assignment.budget_s) and not any(row.outcome == "untried" for row in choice.rows),
         notes=_notes(reference),
     )
 

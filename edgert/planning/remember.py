@@ -54,17 +54,21 @@ class Memory:
             return None
         return path
 
-    def plan(self, wish: Wish) -> Plan | None:
-        """The plan that was made for this wish, with the same versions of everything."""
+    def plan(self, wish: Wish, budget_s: float = 0.0) -> Plan | None:
+        """The plan that was made for this wish, with the same versions of everything.
+
+        One that left candidates untried serves only who has no more time to spend than it had.
+        """
         path = self._path("plans", wish)
         content = store.read_or_drop(path) if path else None
         if content is None or path is None:
             return None
         try:
-            return Plan.from_json(content)
+            plan = Plan.from_json(content)
         except (KeyError, TypeError, ValueError, AttributeError, UnknownTarget) as error:
             _log.warning("cached plan %s is of another form (%s): measuring again", path, error)
             return None
+        return plan if plan.complete or plan.budget_s >= budget_s else None
 
     def keep_plan(self, wish: Wish, plan: Plan) -> None:
         self._write(self._path("plans", wish), plan.to_json())

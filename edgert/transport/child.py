@@ -21,9 +21,10 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from edgert import errors
 from edgert.errors import ChildDied, ChildTimeout, EdgertError, RunFailed, WireError
@@ -79,8 +80,12 @@ class Child:
             theirs.close()
             os.close(lifeline_read)
         # A vendor's library may write without end: the last lines are kept, for the message of a crash.
-        self._reader = threading.Thread(target=self._drain, name=f"stderr of {self.name}", daemon=True)
+        assert self._process.stderr is not None
+        self._reader = threading.Thread(
+            target=_drain, args=(self._process.stderr, self._stderr), name=f"stderr of {self.name}", daemon=True
+        )
         self._reader.start()
+        self._dropped = weakref.finalize(self, _end, self._process, self._lifeline)
 
     @property
     def pid(self) -> int:
@@ -143,9 +148,7 @@ class Child:
         self._socket.close()
         if self._process.stderr is not None:
             self._process.stderr.close()
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        self._dropped()
 
     def __enter__(self) -> Child:
         return self
@@ -176,11 +179,20 @@ class Child:
             f"{self.name} {how} during {method!r}.{words}", signal=killed_by, exit_code=None if killed_by else code
         )
 
-    def _drain(self) -> None:
-        assert self._process.stderr is not None
-        with contextlib.suppress(ValueError, OSError):  # closed under our hands
-            for line in self._process.stderr:
-                self._stderr.append(line.decode(errors="replace").rstrip()[:300])
+
+def _drain(stream: IO[bytes], last_words: deque[str]) -> None:
+    """Read what the child writes to its end. Knows no `Child`, so that one which nobody holds can be collected."""
+    with contextlib.suppress(ValueError, OSError):  # closed under our hands
+        for line in stream:
+            last_words.append(line.decode(errors="replace").rstrip()[:300])
+
+
+def _end(process: subprocess.Popen[bytes], lifeline: int) -> None:
+    """What `close` does at the least, for a `Child` that was dropped without it."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    process.wait()
+    os.close(lifeline)
 
 
 def receive(connection: socket.socket, deadline_s: float | None = None) -> wire.Message:

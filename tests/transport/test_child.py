@@ -230,3 +230,12 @@ def test_a_child_imports_what_its_parent_can(child, tmp_path, monkeypatch):
 def test_a_child_loads_no_model_library_of_its_own_accord(child):
     modules = set(child.call("pid")[0]["modules"])
     assert not modules & {"onnx", "onnxruntime", "openvino", "ai_edge_litert", "zmq"}
+
+
+def test_a_child_that_nobody_holds_any_more_is_ended() -> None:
+    child = Child(SERVICE)
+    child.call("echo")
+    process = child._process
+    del child
+    gc.collect()
+    assert process.poll() is not None
