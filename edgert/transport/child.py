@@ -85,7 +85,7 @@ class Child:
             target=_drain, args=(self._process.stderr, self._stderr), name=f"stderr of {self.name}", daemon=True
         )
         self._reader.start()
-        self._dropped = weakref.finalize(self, _end, self._process, self._lifeline)
+        self._dropped = weakref.finalize(self, _end, self._process, self._reader, self._socket, self._lifeline)
 
     @property
     def pid(self) -> int:
@@ -143,11 +143,6 @@ class Child:
 
     def close(self) -> None:
         """End it and release what it held. Harmless when it is gone."""
-        self.kill()
-        self._reader.join()
-        self._socket.close()
-        if self._process.stderr is not None:
-            self._process.stderr.close()
         self._dropped()
 
     def __enter__(self) -> Child:
@@ -187,11 +182,15 @@ def _drain(stream: IO[bytes], last_words: deque[str]) -> None:
             last_words.append(line.decode(errors="replace").rstrip()[:300])
 
 
-def _end(process: subprocess.Popen[bytes], lifeline: int) -> None:
-    """What `close` does at the least, for a `Child` that was dropped without it."""
+def _end(process: subprocess.Popen[bytes], reader: threading.Thread, connection: socket.socket, lifeline: int) -> None:
+    """End a child and release what its `Child` held: by `close`, or when nobody holds it any more."""
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     process.wait()
+    reader.join()
+    connection.close()
+    if process.stderr is not None:
+        process.stderr.close()
     os.close(lifeline)
 
 
