@@ -36,7 +36,12 @@ class Layout:
     height: float
 
 
-def lay_out(sizes: Sequence[tuple[float, float]], edges: Sequence[tuple[int, int]], bands: Sequence[int]) -> Layout:
+def lay_out(
+    sizes: Sequence[tuple[float, float]],
+    edges: Sequence[tuple[int, int]],
+    bands: Sequence[int],
+    least: Mapping[int, float] | None = None,
+) -> Layout:
     """Place boxes of (width, height) so that every edge (source < sink) goes down.
 
     Args:
@@ -138,7 +143,7 @@ def _straighten(
         middle = offsets[-1] / 2
         for point, offset in zip(row, offsets, strict=True):
             x[point] = offset - middle
-    for sweep in range(2 * _SWEEPS):
+    for sweep in range(5 * _SWEEPS):
         for row in rows if sweep % 2 == 0 else reversed(rows):
             wanted = [sum(w * x[q] for q, w in near[p]) / sum(w for _, w in near[p]) if near[p] else x[p] for p in row]
             offsets = _offsets(row, widths)

@@ -1,8 +1,8 @@
 """A graph of any size as a few boxes: nodes that are drawn as one, repeated layers as one of them, detail inside.
 
 A large model is a chain of stages, and that is how people think of it. So the nodes of a segment, in running order, are cut
-where little passes (`_narrow`), what follows a heavy operation joins it (`_joined`), stretches that repeat become one with a
-count (`_repeats`), and what is still too much is grouped evenly (`_even`). Every group is a run of the order, so boxes
+where little passes (`_narrow`), stretches that repeat become one with a count (`_repeats`), light operations join the heavy one before
+them (`_joined`), and what is still too much is grouped evenly (`_even`). Every group is a run of the order, so boxes
 never depend on each other in a circle.
 """
 
@@ -15,13 +15,15 @@ from edgert.errors import OptionError
 from edgert.graph import Graph
 from edgert.plan import Plan
 
-__all__ = ["BOXES", "Box", "fold", "running_order", "segment_of"]
+__all__ = ["BOXES", "Box", "fold", "home_of", "running_order", "segment_of"]
 
 BOXES = 40
 """Most boxes in one drawing, but for repeated stretches, of which one is drawn in full: two pages."""
 _LONGEST_PERIOD = 64
 _HEAVY = ("conv", "gemm", "matmul", "fully_connected", "lstm", "gru", "rnn", "attention", "einsum", "pool")
 """Parts of the names of operations that begin a stage."""
+_STAGE = 12
+"""Most nodes of a stage that light ones still join."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +76,17 @@ def fold(graph: Graph, nodes: Sequence[int], limit: int = BOXES) -> tuple[Box, .
     """The nodes, a run of a topological order, as boxes: each its own where there are at most `limit`."""
     if len(nodes) <= limit:
         return tuple(Box((node,)) for node in nodes)
-    groups = _joined(graph, _narrow(graph, nodes))
-    if len(groups) == 1:
+    runs = _narrow(graph, nodes)
+    if len(runs) == 1:
         step = -(-len(nodes) // limit)
-        groups = [nodes[start : start + step] for start in range(0, len(nodes), step)]
-    boxes = [_box(graph, group) for group in groups]
-    boxes = _repeats(graph, boxes)
-    return _even(boxes, limit)
+        runs = [nodes[start : start + step] for start in range(0, len(nodes), step)]
+    boxes = _joined(graph, _repeats(graph, [Box(tuple(run)) for run in runs]))
+    return _even([replace(box, parts=_parts(graph, box.nodes)) for box in boxes], limit)
 
 
-def _box(graph: Graph, nodes: Sequence[int]) -> Box:
-    return Box(tuple(nodes), fold(graph, nodes) if len(nodes) > 1 else ())
+def _parts(graph: Graph, nodes: Sequence[int]) -> tuple[Box, ...]:
+    """What a box of these nodes holds. Never again one box of them all, which would have no end."""
+    return fold(graph, nodes) if len(nodes) > 1 else ()
 
 
 def _narrow(graph: Graph, nodes: Sequence[int]) -> list[Sequence[int]]:
@@ -110,16 +112,18 @@ def _narrow(graph: Graph, nodes: Sequence[int]) -> list[Sequence[int]]:
     return [*runs, nodes[start:]]
 
 
-def _joined(graph: Graph, runs: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+def _joined(graph: Graph, boxes: Sequence[Box]) -> list[Box]:
     """Light single nodes (activations, reshapes, casts) joined to the stage before them."""
-    groups: list[Sequence[int]] = []
-    for run in runs:
-        light = len(run) == 1 and not _heavy(graph, run[0])
-        if light and groups and len(groups[-1]) < 12:
-            groups[-1] = (*groups[-1], *run)
+    made: list[Box] = []
+    for box in boxes:
+        light = len(box.nodes) == 1 and not _heavy(graph, box.nodes[0])
+        if light and made and made[-1].frame == box.frame and len(made[-1].nodes) < _STAGE:
+            first = made[-1]
+            copies = tuple((*a, *b) for a, b in zip(first.copies, box.copies, strict=True))
+            made[-1] = replace(first, nodes=(*first.nodes, *box.nodes), copies=copies)
         else:
-            groups.append(tuple(run))
-    return groups
+            made.append(box)
+    return made
 
 
 def _heavy(graph: Graph, node: int) -> bool:
@@ -128,9 +132,9 @@ def _heavy(graph: Graph, node: int) -> bool:
 
 
 def _repeats(graph: Graph, boxes: Sequence[Box]) -> list[Box]:
-    """Stretches of boxes that follow each other with the same operations, as one stretch with copies."""
-    kinds: dict[tuple[str, ...], int] = {}
-    word = [kinds.setdefault(tuple(graph.nodes[n].op for n in box.nodes), len(kinds)) for box in boxes]
+    """Stretches of boxes that follow each other with the same operations and shapes, as one stretch with copies."""
+    kinds: dict[object, int] = {}
+    word = [kinds.setdefault(_kind(graph, box), len(kinds)) for box in boxes]
     made: list[Box] = []
     position = frame = 0
     while position < len(boxes):
@@ -147,6 +151,11 @@ def _repeats(graph: Graph, boxes: Sequence[Box]) -> list[Box]:
     return made
 
 
+def _kind(graph: Graph, box: Box) -> object:
+    nodes = [graph.nodes[node] for node in box.nodes]
+    return tuple((node.op, *(graph.values[name].shape for name in node.writes)) for node in nodes)
+
+
 def _best_repeat(word: Sequence[int], start: int) -> tuple[int, int]:
     """(period, times) of the repetition at `start` that saves most boxes; two boxes at least, or (1, 1)."""
     best, saved = (1, 1), 1
@@ -161,21 +170,33 @@ def _best_repeat(word: Sequence[int], start: int) -> tuple[int, int]:
 
 
 def _even(boxes: Sequence[Box], limit: int) -> tuple[Box, ...]:
-    """At most `limit` boxes: neighbours grouped, a repeated stretch kept whole if it is drawn at all."""
+    """At most `limit` boxes or repeated stretches: neighbours grouped.
+
+    A stretch is never torn: of its first copy's two halves, each would come before the other.
+    """
     if len(boxes) <= limit:
         return tuple(boxes)
-    step = -(-len(boxes) // limit)
-    made = []
-    for start in range(0, len(boxes), step):
-        parts = tuple(boxes[start : start + step])
-        nodes = tuple(node for node in _all_nodes(parts))
-        made.append(Box(nodes, _even(parts, BOXES)) if len(parts) > 1 else parts[0])
+    units = _units(boxes)
+    step = -(-len(units) // limit)
+    made: list[Box] = []
+    for start in range(0, len(units), step):
+        parts = tuple(box for unit in units[start : start + step] for box in unit)
+        if step == 1 or len(parts) == 1:
+            made += parts
+        else:
+            nodes = sorted(node for box in parts for copy in (box.nodes, *box.copies) for node in copy)
+            made.append(Box(tuple(nodes), _even(parts, limit)))
     return tuple(made)
 
 
-def _all_nodes(boxes: Sequence[Box]) -> list[int]:
-    found = [node for box in boxes for copy in (box.nodes, *box.copies) for node in copy]
-    return sorted(set(found))
+def _units(boxes: Sequence[Box]) -> list[list[Box]]:
+    units: list[list[Box]] = []
+    for box in boxes:
+        if units and box.frame and units[-1][0].frame == box.frame:
+            units[-1].append(box)
+        else:
+            units.append([box])
+    return units
 
 
 def home_of(boxes: Sequence[Box]) -> Mapping[int, tuple[int, int]]:
