@@ -48,6 +48,19 @@ def folder(chosen: str | os.PathLike[str] | None = None) -> Path | None:
         return None
 
 
+def subfolder(cache: Path | None, *names: str) -> Path | None:
+    """A folder in the cache, made if need be; None without a cache, or when it cannot be made, which the log says."""
+    if cache is None:
+        return None
+    path = cache.joinpath(*names)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _log.warning("cache folder %s cannot be written (%s): %s are not kept", path, error, names[0])
+        return None
+    return path
+
+
 def _platform_folder() -> Path:
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")

@@ -14,7 +14,7 @@ them, and no bytes of a file are trusted: whatever is wrong with it is a `ModelE
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from edgert.formats.files import digest_with, map_file, sha256
 from edgert.graph import Format, Graph
 from edgert.profile import Precision
 
-__all__ = ["ModelFile", "digest", "open_model"]
+__all__ = ["ModelFile", "companions", "digest", "open_model"]
 
 _FOREIGN: Mapping[bytes, str] = {  # first bytes of what people pass by mistake -> what it is
     b"PK\x03\x04": "a zip archive (PyTorch, Keras or a compressed model)",
@@ -113,19 +113,35 @@ def digest(path: str | os.PathLike[str]) -> str:
     """
     where = Path(os.path.abspath(path))
     data = map_file(where)
+    return digest_with(sha256(data), _companions(where, data))
+
+
+def companions(path: str | os.PathLike[str]) -> tuple[tuple[str, Path], ...]:
+    """The files that a model refers to (external data), each as its location in the model and its path, sorted.
+
+    Imports no reader unless there may be some.
+
+    Raises:
+        ModelError: the file, or one that it refers to, cannot be read.
+    """
+    where = Path(os.path.abspath(path))
+    return tuple(sorted(set(_companions(where, map_file(where)))))
+
+
+def _companions(path: Path, data: memoryview) -> Iterable[tuple[str, Path]]:
     if _is_tflite(data):
         from edgert.formats.flat import has_external_buffers
 
-        if not has_external_buffers(where, data):
-            return sha256(data)
-        from edgert.formats.tflite import companions as tflite_companions
+        if not has_external_buffers(path, data):
+            return ()
+        from edgert.formats.tflite import companions as of_tflite
 
-        return digest_with(sha256(data), tflite_companions(where, data))
+        return of_tflite(path, data)
     if not may_refer(data):
-        return sha256(data)
-    from edgert.formats.onnx import companions
+        return ()
+    from edgert.formats.onnx import companions as of_onnx
 
-    return digest_with(sha256(data), companions(where, data))
+    return of_onnx(path, data)
 
 
 def may_refer(data: memoryview) -> bool:

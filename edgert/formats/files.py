@@ -7,7 +7,7 @@ import mmap
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
@@ -86,7 +86,12 @@ def digest_with(own: str, companions: Iterable[tuple[str, Path]]) -> str:
 
     `own` alone where there are none, else SHA-256 over `own` and each (location, SHA-256 of the file), sorted.
     """
-    lines = [f"{location}\0{sha256(map_file(path))}" for location, path in sorted(set(companions))]
+    return digest_of(own, {location: sha256(map_file(path)) for location, path in sorted(set(companions))})
+
+
+def digest_of(own: str, companions: Mapping[str, str]) -> str:
+    """As `digest_with`, of SHA-256 values alone: location -> that of the file."""
+    lines = [f"{location}\0{digest}" for location, digest in sorted(companions.items())]
     return hashlib.sha256("\n".join([own, *lines]).encode(errors="surrogateescape")).hexdigest() if lines else own
 
 
