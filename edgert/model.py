@@ -328,9 +328,7 @@ class Model:
 
     def _result(self, pipeline: Pipeline, made: Made, run_s: float) -> Result:
         reason = made.reason if not self._reason else "; ".join(filter(None, (self._reason, made.reason)))
-        receipt = Receipt(
-            pipeline.plan.id, (made.target,), bool(reason), made.target in pipeline.verified, run_s, reason
-        )
+        receipt = Receipt(pipeline.plan.id, made.targets, bool(reason), pipeline.checked(made.targets), run_s, reason)
         return Result(made.outputs, receipt)
 
     def _open(self) -> Pipeline:

@@ -14,13 +14,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from tempfile import TemporaryDirectory
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from edgert.devices import backend
 from edgert.devices.backend import Runnable, Source
 from edgert.devices.host import pin_thread
 from edgert.devices.remote import Remote
 from edgert.errors import Closed, DeviceLost, EdgertError, RunFailed
+from edgert.execution.segments import Parts, Relay, Step
 from edgert.machine import Machine
 from edgert.plan import Instance, Plan
 from edgert.profile import Target
@@ -40,9 +42,32 @@ class Made:
     """Outputs, and how they were really made."""
 
     outputs: dict[str, Data]
-    target: Target
+    targets: tuple[Target, ...]
+    """That ran, in the order of the plan's segments."""
     reason: str
-    """Why not the plan's target; '' when it was."""
+    """Why not the plan's targets; '' when it was."""
+
+    @property
+    def target(self) -> Target:
+        """The first that ran; of a whole model, the only one."""
+        return self.targets[0]
+
+
+class _Rung(Protocol):
+    """One way to answer: the plan's segments, or the whole model on one target."""
+
+    name: str
+
+    @property
+    def targets(self) -> tuple[Target, ...]: ...
+    @property
+    def width(self) -> int:
+        """How many requests can be at work at once."""
+        ...
+
+    def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]: ...
+    def run_pinned(self, inputs: Mapping[str, Data]) -> dict[str, Data]: ...
+    def close(self) -> None: ...
 
 
 class _Prepared:
@@ -50,7 +75,10 @@ class _Prepared:
 
     def __init__(self, target: Target, runnables: Sequence[tuple[Runnable, tuple[int, ...]]], reentrant: bool) -> None:
         self.target = target
+        self.targets: tuple[Target, ...] = (target,)
+        self.name = str(target)
         self.all = tuple(runnables)
+        self.width = len(self.all)
         # One reentrant instance needs no lending: the common case on the hot path.
         self.shared = runnables[0][0].run if reentrant and len(runnables) == 1 else None
         self.free: queue.SimpleQueue[tuple[Runnable, tuple[int, ...]]] = queue.SimpleQueue()
@@ -90,16 +118,42 @@ class _Prepared:
                 runnable.close()
 
 
+class _Split:
+    """The plan's segments, each prepared on its target."""
+
+    def __init__(self, plan: Plan, prepared: Sequence[_Prepared]) -> None:
+        self.targets, self.name = plan.targets, " and ".join(map(str, plan.targets))
+        self.all = tuple(prepared)
+        self.width = len(self.all)
+        steps = [
+            Step(segment.target, segment.inputs, segment.outputs, each.run)
+            for segment, each in zip(plan.segments, prepared, strict=True)
+        ]
+        self._relay = Relay(steps, [value.name for value in plan.outputs])
+
+    def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
+        return self._relay.run(inputs)
+
+    def run_pinned(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
+        """As `run`: a segment of a split has no cores of its own."""
+        return self._relay.run(inputs)
+
+    def close(self) -> None:
+        self._relay.close()
+        for each in self.all:
+            each.close()
+
+
 class Pipeline:
     """Runs requests of one plan. Thread-safe."""
 
     def __init__(
         self, plan: Plan, source: Source, machine: Machine, cache: Path | None = None, isolation: Isolation = "auto"
     ) -> None:
-        """Prepare the plan's target, or the first fallback that prepares.
+        """Prepare the plan's segments, or the first fallback that prepares.
 
         Raises:
-            DeviceLost: neither the target nor any fallback prepares; with each one's reason.
+            DeviceLost: neither the plan's targets nor any fallback prepares; with each one's reason.
         """
         self.plan = plan
         self._source, self._machine, self._cache, self._isolation = source, machine, cache, isolation
@@ -111,7 +165,9 @@ class Pipeline:
         """Targets whose numbers were compared with the reference; the reference itself among them."""
         if plan.verification.reference == "onnx":
             self.verified |= {target for target in plan.fallbacks if target.backend == "reference"}
-        self._ladder = (plan.segments[0].target, *plan.fallbacks)
+        self._ladder = (plan.targets, *((target,) for target in plan.fallbacks))
+        """Targets of each rung: those of the plan's segments, then for the whole model."""
+        self._temporary: TemporaryDirectory[str] | None = None
         self._rung = 0
         self._why = ""
         self._current = self._climb(0, plan.instances)
@@ -127,7 +183,7 @@ class Pipeline:
         """
         current = self._current
         try:
-            return Made(current.run(inputs), current.target, self._why)
+            return Made(current.run(inputs), current.targets, self._why)
         except EdgertError as error:
             return self._rescue(current, error, lambda prepared: prepared.run(inputs))
 
@@ -136,7 +192,7 @@ class Pipeline:
         with self._lock:
             self._check_open()
             if self._workers is None:
-                self._workers = ThreadPoolExecutor(len(self._current.all), thread_name_prefix="edgert")
+                self._workers = ThreadPoolExecutor(self._current.width, thread_name_prefix="edgert")
             return self._workers.submit(self._work, inputs, finish)
 
     def close(self) -> None:
@@ -149,56 +205,66 @@ class Pipeline:
         self._current.close()
         for remote in self._remotes:
             remote.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def checked(self, targets: tuple[Target, ...]) -> bool:
+        """Whether the numbers of what ran were confirmed by a reference."""
+        if len(targets) > 1:
+            return targets == self.plan.targets and self.plan.verification.verified
+        return targets[0] in self.verified
 
     def _work(self, inputs: Mapping[str, Data], finish: Callable[[Made], Answer]) -> Answer:
         current = self._current
         try:
-            made = Made(current.run_pinned(inputs), current.target, self._why)
+            made = Made(current.run_pinned(inputs), current.targets, self._why)
         except EdgertError as error:
             made = self._rescue(current, error, lambda prepared: prepared.run_pinned(inputs))
         return finish(made)
 
-    def _rescue(self, failed: _Prepared, error: EdgertError, run: Callable[[_Prepared], dict[str, Data]]) -> Made:
+    def _rescue(self, failed: _Rung, error: EdgertError, run: Callable[[_Rung], dict[str, Data]]) -> Made:
         """Answer from the next rung that can, and stay there; another thread may have climbed already."""
         with self._lock:
             self._check_open()
             if self._current is not failed:
                 failed = self._current
                 try:
-                    return Made(run(failed), failed.target, self._why)
+                    return Made(run(failed), failed.targets, self._why)
                 except EdgertError as again:
                     error = again
-            _log.warning("%s failed: %s", failed.target, error.message)
+            _log.warning("%s failed: %s", failed.name, error.message)
             rung = self._rung
             while rung + 1 < len(self._ladder):
                 rung += 1
                 try:
-                    prepared = self._prepare(self._ladder[rung], (Instance(0),))
+                    prepared = self._prepare_rung(rung, (Instance(0),))
                 except EdgertError as refusal:
-                    _log.warning("fallback %s does not prepare: %s", self._ladder[rung], refusal.message)
+                    _log.warning("fallback %s does not prepare: %s", self._ladder[rung][0], refusal.message)
                     continue
                 try:
                     outputs = run(prepared)
                 except EdgertError as refusal:
-                    _log.warning("fallback %s fails too: %s", prepared.target, refusal.message)
+                    _log.warning("fallback %s fails too: %s", prepared.name, refusal.message)
                     prepared.close()
                     continue
-                self._rung, self._why = rung, f"{failed.target} failed: {error.message}"
+                self._rung, self._why = rung, f"{failed.name} failed: {error.message}"
                 self._current = prepared
                 failed.close()
-                _log.warning("degraded: %s answers instead of %s", prepared.target, self._ladder[0])
-                return Made(outputs, prepared.target, self._why)
+                _log.warning(
+                    "degraded: %s answers instead of %s", prepared.name, " and ".join(map(str, self.plan.targets))
+                )
+                return Made(outputs, prepared.targets, self._why)
         raise error
 
-    def _climb(self, start: int, instances: Sequence[Instance]) -> _Prepared:
+    def _climb(self, start: int, instances: Sequence[Instance]) -> _Rung:
         reasons = []
         for rung in range(start, len(self._ladder)):
-            target = self._ladder[rung]
             try:
-                prepared = self._prepare(target, instances if rung == 0 else (Instance(0),))
+                prepared = self._prepare_rung(rung, instances if rung == 0 else (Instance(0),))
             except EdgertError as error:
-                reasons.append(f"{target}: {error.message}")
-                _log.warning("%s does not prepare: %s", target, error.message)
+                name = " and ".join(map(str, self._ladder[rung]))
+                reasons.append(f"{name}: {error.message}")
+                _log.warning("%s does not prepare: %s", name, error.message)
                 continue
             self._rung = rung
             self._why = "; ".join(reasons)
@@ -208,14 +274,38 @@ class Pipeline:
             "Look at `edgert probe --refresh`; load again to plan anew.",
         )
 
-    def _prepare(self, target: Target, instances: Sequence[Instance]) -> _Prepared:
+    def _prepare_rung(self, rung: int, instances: Sequence[Instance]) -> _Rung:
+        if rung == 0 and len(self.plan.segments) > 1:
+            return self._prepare_split()
+        return self._prepare(self._ladder[rung][0], instances, self._source)
+
+    def _prepare_split(self) -> _Split:
+        """Every segment on its target; what was prepared is released when one refuses."""
+        plan = self.plan
+        if self._cache is None and self._temporary is None:
+            self._temporary = TemporaryDirectory(prefix="edgert-")
+        folder = self._cache or Path(self._temporary.name if self._temporary else ".")
+        parts = Parts(self._source, folder / "segments")
+        values = {value.name: value for value in (*plan.inputs, *plan.values, *plan.outputs)}
+        prepared: list[_Prepared] = []
+        try:
+            for index, segment in enumerate(plan.segments):
+                own = [instance for instance in plan.instances if instance.segment == index] or [Instance(index)]
+                prepared.append(self._prepare(segment.target, own, parts.source(segment, values)))
+        except EdgertError:
+            for each in prepared:
+                each.close()
+            raise
+        return _Split(plan, prepared)
+
+    def _prepare(self, target: Target, instances: Sequence[Instance], source: Source) -> _Prepared:
         library = backend(target.backend)
         device = self._machine.device(target.device)
         if target.device.startswith("cpu") or self._isolation == "none":
             try:
                 made = [
                     (
-                        _pinned(instance.cores, lambda: library.prepare(self._source, target, device, self._cache)),
+                        _pinned(instance.cores, lambda: library.prepare(source, target, device, self._cache)),
                         instance.cores,
                     )
                     for instance in instances
@@ -229,9 +319,7 @@ class Pipeline:
         self._remotes.append(remote)
         apart: list[tuple[Runnable, tuple[int, ...]]] = []
         for instance in instances:
-            runnable = remote.prepare(
-                self._source, target, device, self._cache, timeout_s=self._prepare_limit_s(target)
-            )
+            runnable = remote.prepare(source, target, device, self._cache, timeout_s=self._prepare_limit_s(target))
             runnable.timeout_s = max(_FEWEST_HANG_S, _HANG_FACTOR * self.plan.measured_s)
             apart.append((runnable, instance.cores))
         return _Prepared(target, apart, reentrant=False)

@@ -60,12 +60,15 @@ class ModelFile(Protocol):
         """The model's own: 'i8' when it carries quantised arithmetic, else that of most of its float values."""
         ...
 
-    def write(self, nodes: Collection[str], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def write(
+        self, nodes: Collection[str], path: Path, keep: Collection[str] = ()
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Write a convex set of nodes as a model file of the same format, valid on its own.
 
         Args:
             nodes: names of nodes (`Node.name`). All of them make a file equivalent to the original.
             path: where to; replaced if it exists. External data goes to `path` + '.data'.
+            keep: values made by these nodes that become outputs too, after those of `Graph.boundary`.
 
         Returns:
             Names of the file's inputs and outputs: for a part as `Graph.boundary` has them, for all nodes as the

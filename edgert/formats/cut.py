@@ -21,18 +21,18 @@ class Cut:
     """True when it is the model itself, with its own inputs and outputs."""
 
 
-def cut(graph: Graph, nodes: Collection[str]) -> Cut:
-    """The named nodes as a `Cut`.
+def cut(graph: Graph, nodes: Collection[str], keep: Collection[str] = ()) -> Cut:
+    """The named nodes as a `Cut`; the values in `keep` are outputs too.
 
     Raises:
-        OptionError: a name is unknown, or the set is empty or not convex.
+        OptionError: a name is unknown, the set is empty or not convex, or it does not make a value in `keep`.
     """
     wanted = set(nodes)
     indices = [index for index, node in enumerate(graph.nodes) if node.name in wanted]
     if len(indices) < len(wanted):
         unknown = sorted(wanted - {node.name for node in graph.nodes})
         raise OptionError(f"node {unknown[0]!r} is not in graph {graph.name!r}.", "Use names from `graph.nodes`.")
-    if len(indices) == len(graph.nodes):
+    if len(indices) == len(graph.nodes) and not keep:
         inputs = tuple(value.name for value in graph.inputs)
         return Cut(tuple(indices), inputs, tuple(value.name for value in graph.outputs), whole=True)
     if not indices:
@@ -43,4 +43,9 @@ def cut(graph: Graph, nodes: Collection[str]) -> Cut:
             "and comes back.",
             "Add the nodes on that path.",
         )
-    return Cut(tuple(indices), *graph.boundary(frozenset(indices)), whole=False)
+    inputs, outputs = graph.boundary(frozenset(indices))
+    made = {name for index in indices for name in graph.nodes[index].writes}
+    foreign = sorted(set(keep) - made)
+    if foreign:
+        raise OptionError(f"value {foreign[0]!r} is not made by the named nodes.", "Keep only values made inside.")
+    return Cut(tuple(indices), inputs, tuple(dict.fromkeys((*outputs, *keep))), whole=False)

@@ -64,10 +64,12 @@ class OnnxFile:
     def precision(self) -> Precision:
         return _precision(self.graph)
 
-    def write(self, nodes: Collection[str], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def write(
+        self, nodes: Collection[str], path: Path, keep: Collection[str] = ()
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         from edgert.formats.onnx_write import write_nodes
 
-        return write_nodes(self, nodes, path)
+        return write_nodes(self, nodes, path, keep)
 
 
 def open_onnx(path: Path, data: memoryview) -> OnnxFile:

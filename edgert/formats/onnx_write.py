@@ -25,13 +25,15 @@ _MODEL_FIELDS = (
 """Of those, an older onnx lacks the last."""
 
 
-def write_nodes(source: OnnxFile, nodes: Collection[str], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def write_nodes(
+    source: OnnxFile, nodes: Collection[str], path: Path, keep: Collection[str] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """See `edgert.formats.ModelFile.write`.
 
     The written file names its own opsets, functions and metadata like the source; it holds the constants that its
     nodes use and the types of their values. External data is copied into `path` + '.data'.
     """
-    part = cut(source.graph, nodes)
+    part = cut(source.graph, nodes, keep)
     model = _whole(source) if part.whole else _part(source, part)
     if any(tensor.data_location == 1 for tensor in tensors(model)):
         data_path = path.with_name(path.name + ".data")

@@ -54,10 +54,12 @@ class TfliteFile:
     def precision(self) -> Precision:
         return _precision(self.graph)
 
-    def write(self, nodes: Collection[str], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def write(
+        self, nodes: Collection[str], path: Path, keep: Collection[str] = ()
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         from edgert.formats.tflite_write import write_nodes
 
-        return write_nodes(self, nodes, path)
+        return write_nodes(self, nodes, path, keep)
 
 
 def open_tflite(path: Path, data: memoryview) -> TfliteFile:

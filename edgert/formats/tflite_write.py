@@ -24,13 +24,15 @@ _MAX_BYTES = (1 << 31) - (1 << 16)
 """A flatbuffer's offsets end at 2 GiB."""
 
 
-def write_nodes(source: TfliteFile, nodes: Collection[str], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def write_nodes(
+    source: TfliteFile, nodes: Collection[str], path: Path, keep: Collection[str] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """See `edgert.formats.ModelFile.write`.
 
     A part keeps the operators' options, quantisation, sparsity, variables and the subgraphs that they run. Its tensors
     have the unique names of `Graph`, and it has no signature: its inputs and outputs are those of its subgraph 0.
     """
-    part = cut(source.graph, nodes)
+    part = cut(source.graph, nodes, keep)
     if part.whole:
         content: bytes | bytearray | memoryview = _whole(source)
     else:

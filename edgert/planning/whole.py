@@ -28,7 +28,9 @@ class WholeFile:
     precision: Precision
     format: Format = "tflite"
 
-    def write(self, nodes: Collection[str], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def write(
+        self, nodes: Collection[str], path: Path, keep: Collection[str] = ()
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Raises MissingPackage: there are no nodes to choose from."""
         raise MissingPackage(
             f"{self.path} was loaded whole and cannot be cut into {len(nodes)} nodes for {path}.",
