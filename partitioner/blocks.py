@@ -1,8 +1,8 @@
 """Blocks: the smallest groups of nodes that are never cut.
 
-A cut inside what a backend would fuse costs a pass over memory and gains nothing; a cut inside a control-flow body, a
-quantised group or a state is wrong. Nodes are joined by the rules in `RULES`, one after the other; then whatever lies on
-a path that leaves a block and comes back is joined to it, so that blocks are convex and have an order.
+A cut inside what a backend would fuse costs a pass over memory and gains nothing; a cut inside a control-flow body,
+a quantised group or a state is wrong. Nodes are joined by the rules in `RULES`, one after the other; then whatever
+lies on a path that leaves a block and comes back is joined to it, so that blocks are convex and have an order.
 """
 
 from __future__ import annotations
@@ -32,25 +32,34 @@ class Block:
     """Name of the large constant that it shares with others of the same group, which should share its target."""
 
 
-HEAVY = frozenset(  # what others are fused into
-    "Conv ConvTranspose ConvInteger QLinearConv Gemm MatMul MatMulInteger QLinearMatMul "
-    "CONV_2D DEPTHWISE_CONV_2D TRANSPOSE_CONV CONV_3D FULLY_CONNECTED BATCH_MATMUL".split()
-)
-UNARY = frozenset(  # element by element, one input
-    "BatchNormalization Relu LeakyRelu Elu Selu Celu ThresholdedRelu Sigmoid HardSigmoid HardSwish Tanh Softplus Softsign "
-    "Mish Gelu Erf Clip Abs Neg Exp Log Sqrt Reciprocal Identity Dropout Cast Round Floor "
-    "RELU RELU6 RELU_N1_TO_1 LEAKY_RELU ELU LOGISTIC HARD_SWISH TANH GELU ABS NEG EXP LOG SQRT RSQRT SQUARE CAST".split()
-)
-BINARY = frozenset(  # element by element, several inputs
-    "Add Sub Mul Div Pow Max Min PRelu ADD SUB MUL DIV POW MAXIMUM MINIMUM PRELU SQUARED_DIFFERENCE".split()
-)
-REDUCE = frozenset("ReduceMean ReduceSum ReduceMax ReduceSumSquare MEAN SUM REDUCE_MAX".split())
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Operators of the ONNX standard, then of TFLite.
+HEAVY = _names("""
+    Conv ConvTranspose ConvInteger QLinearConv Gemm MatMul MatMulInteger QLinearMatMul
+    CONV_2D DEPTHWISE_CONV_2D TRANSPOSE_CONV CONV_3D FULLY_CONNECTED BATCH_MATMUL
+""")
+"""What others are fused into."""
+UNARY = _names("""
+    BatchNormalization Relu LeakyRelu Elu Selu Celu ThresholdedRelu Sigmoid HardSigmoid HardSwish Tanh Softplus Softsign
+    Mish Gelu Erf Clip Abs Neg Exp Log Sqrt Reciprocal Identity Dropout Cast Round Floor
+    RELU RELU6 RELU_N1_TO_1 LEAKY_RELU ELU LOGISTIC HARD_SWISH TANH GELU ABS NEG EXP LOG SQRT RSQRT SQUARE CAST
+""")
+"""Element by element, with one input that is computed."""
+BINARY = _names("""
+    Add Sub Mul Div Pow Max Min PRelu ADD SUB MUL DIV POW MAXIMUM MINIMUM PRELU SQUARED_DIFFERENCE
+""")
+"""Element by element, with several inputs."""
+REDUCE = _names("ReduceMean ReduceSum ReduceMax ReduceSumSquare MEAN SUM REDUCE_MAX")
 LIGHT = UNARY | BINARY | REDUCE
-SCORES = frozenset("MatMul BATCH_MATMUL".split())
-BETWEEN_SCORES = frozenset(  # from scores to softmax, or from there on
-    "Add Mul Div Where Cast Reshape Dropout Identity ADD MUL DIV SELECT SELECT_V2 CAST RESHAPE".split()
-)
-STATEFUL = frozenset("CALL_ONCE VAR_HANDLE READ_VARIABLE ASSIGN_VARIABLE".split())
+SCORES = _names("MatMul BATCH_MATMUL")
+BETWEEN_SCORES = _names("""
+    Add Mul Div Where Cast Reshape Dropout Identity ADD MUL DIV SELECT SELECT_V2 CAST RESHAPE
+""")
+"""From the scores to the softmax, or from there to the product with the values."""
+STATEFUL = _names("CALL_ONCE VAR_HANDLE READ_VARIABLE ASSIGN_VARIABLE")
 SHARED_BYTES = 1 << 16
 """A constant of fewer bytes is copied into each segment that reads it; a larger one keeps its readers on one target."""
 _MOST_IN_DIAMOND = 16
@@ -80,7 +89,7 @@ def blocks_of(graph: Graph) -> tuple[Block, ...]:
 
 
 def signature(graph: Graph, nodes: Sequence[int]) -> str:
-    """16 hex digits that are equal for equal work: the same ops, attributes, types, shapes and wiring, whatever the names.
+    """16 hex digits, equal for equal work: the same ops, attributes, types, shapes and wiring, whatever the names.
 
     Two pieces with one signature cost the same on any target (weights differ at most in their values), so one is
     measured for both.
@@ -285,7 +294,7 @@ def _state(graph: Graph) -> Iterator[list[int]]:
 
 
 def _shape_arithmetic(graph: Graph) -> Iterator[list[int]]:
-    """Shape and Size read a value only for its form: they stay with what makes it, so that nothing is moved for them."""
+    """Shape and Size read a value only for its form: they stay with its maker, so that nothing is moved for them."""
     for index, node in enumerate(graph.nodes):
         if node.op in ("Shape", "Size", "SHAPE", "RANK") and node.inputs and node.inputs[0] in graph.producers:
             yield [graph.producers[node.inputs[0]], index]
@@ -304,7 +313,7 @@ RULES: Mapping[str, Callable[[Graph], Iterator[list[int]]]] = {  # name -> sets 
 
 
 def _close(graph: Graph, joined: _Joined) -> None:
-    """Join what lies on a path that leaves a set and comes back: the strongly connected sets of sets (Tarjan, 1972)."""
+    """Join what lies on a path that leaves a set and comes back: strongly connected sets of sets (Tarjan, 1972)."""
     roots = sorted({joined.find(node) for node in range(len(graph.nodes))})
     after: dict[int, set[int]] = {root: set() for root in roots}
     for index, node in enumerate(graph.nodes):
@@ -346,7 +355,7 @@ def _components(roots: Sequence[int], after: Mapping[int, set[int]]) -> Iterator
                 if work:
                     low[work[-1][0]] = min(low[work[-1][0]], low[node])
                 if low[node] == number[node]:
-                    component = []
+                    component: list[int] = []
                     while not component or component[-1] != node:
                         component.append(stack.pop())
                         on_stack.discard(component[-1])
@@ -355,7 +364,7 @@ def _components(roots: Sequence[int], after: Mapping[int, set[int]]) -> Iterator
 
 
 def _groups(graph: Graph, joined: _Joined) -> dict[int, str]:
-    """Root of a set of nodes -> name of the constant that it shares with other sets (sets that share in turn are one)."""
+    """Root of a set of nodes -> name of the constant that it shares with others (sets that share in turn are one)."""
     sets = _Joined(len(graph.nodes))
     names: dict[int, set[str]] = {}
     for name, constant in graph.constants.items():

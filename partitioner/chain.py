@@ -11,7 +11,7 @@ __all__ = ["is_chain", "place_chain", "price_chain"]
 
 
 def is_chain(indexed: Indexed) -> bool:
-    """Whether `place_chain` answers exactly but for limits: a chain, one request's latency, transfers beside devices."""
+    """Whether `place_chain` is exact but for limits: a chain, one request's latency, transfers beside devices."""
     problem = indexed.problem
     rules = problem.objective == "latency" and problem.pieces == "many" and problem.transfers in ("link", "free")
     line = all(after in ((), (block + 1,)) for block, after in enumerate(indexed.successors))
@@ -25,8 +25,8 @@ def price_chain(
     """A lower bound on a chain's latency under limits on memory, from prices on it; each placement met is offered.
 
     Lagrange relaxation (Geoffrion, Mathematical Programming Study 2, 1974): with a price >= 0 for each byte on each
-    limited device, the cheapest chain at those prices, less the price of all the room, bounds the latency. Prices follow
-    the subgradient with Polyak's step.
+    limited device, the cheapest chain at those prices, less the price of all the room, bounds the latency. Prices
+    follow the subgradient with Polyak's step.
 
     Args:
         indexed: the problem; `is_chain`.

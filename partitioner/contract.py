@@ -1,10 +1,10 @@
 """Joining blocks that may as well be one: a smaller problem with the same optimum, and proof for each rule.
 
 Rules, each applied until none fits:
-1. Series in a group: two blocks of one group, where the first is read by the second alone and the second reads the first
-   alone, run one after the other on one target in any placement.
-2. Idle sources: a block that reads nothing, costs nothing anywhere and holds no memory, with one reader that it can follow to
-   every target, is best where its reader is: any other place adds a transfer and joins no pieces.
+1. Series in a group: two blocks of one group, where the first is read by the second alone and the second reads the
+   first alone, run one after the other on one target in any placement.
+2. Idle sources: a block that reads nothing, costs nothing anywhere and holds no memory, with one reader that it can
+   follow to every target, is best where its reader is: any other place adds a transfer and joins no pieces.
    Within one group it may hold memory, for there it has no choice.
 """
 
@@ -59,7 +59,7 @@ class _Work:
         self.problem = problem
         self.blocks: dict[str, BlockSpec] = {block.id: block for block in problem.blocks}
         self.home = {block.id: block.id for block in problem.blocks}
-        self.flows = {number: flow for number, flow in enumerate(problem.flows)}
+        self.flows = dict(enumerate(problem.flows))
         self.makes: dict[str, set[int]] = {name: set() for name in self.blocks}
         self.takes: dict[str, set[int]] = {name: set() for name in self.blocks}
         self.reads: dict[str, dict[str, int]] = {name: {} for name in self.blocks}

@@ -84,7 +84,7 @@ def evaluate(problem: Problem, placement: Mapping[str, str]) -> Evaluation:
     )
 
 
-def cost_of(indexed: Indexed, place: Sequence[int]) -> float:
+def cost_of(indexed: Indexed, place: Sequence[int]) -> float:  # noqa: PLR0911 - one return a limit
     """Cost of a placement (target of each block); infinite when it breaks a limit. For solvers: no message is made."""
     for members in indexed.items:
         if any(place[member] != place[members[0]] for member in members):
@@ -112,7 +112,7 @@ def fits_memory(indexed: Indexed, place: Sequence[int]) -> bool:
     return all(used <= most for used, most in zip(held, indexed.capacity, strict=True))
 
 
-def fault(indexed: Indexed, place: Sequence[int]) -> Infeasible | None:
+def fault(indexed: Indexed, place: Sequence[int]) -> Infeasible | None:  # noqa: PLR0911 - one return a limit
     """The limit that a placement breaks, or None."""
     problem = indexed.problem
     specs = {block.id: block for block in problem.blocks}

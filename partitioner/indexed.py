@@ -1,4 +1,4 @@
-"""A `Problem` with numbers in place of names, for the solvers: blocks in topological order, groups merged into items."""
+"""A `Problem` with numbers for names, as solvers want it: blocks in topological order, groups merged into items."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def index(problem: Problem) -> Indexed:
             successors[wire.source].add(sink)
             predecessors[sink].add(wire.source)
             wires_into[sink].append(number)
-    made = Indexed(
+    return Indexed(
         problem=problem,
         names=tuple(names),
         successors=tuple(tuple(sorted(found)) for found in successors),
@@ -135,7 +135,6 @@ def index(problem: Problem) -> Indexed:
         wires_into=tuple(map(tuple, wires_into)),
         twins=_twins(problem, costs, device_of, wires),
     )
-    return made
 
 
 def _topological(problem: Problem) -> list[str]:
@@ -206,12 +205,15 @@ def _twins(
         for early in range(late):
             other = problem.targets[early]
             a, b = problem.devices[device_of[early]], problem.devices[device_of[late]]
-            same = (target.lanes, target.launch_s, target.watts) == (other.lanes, other.launch_s, other.watts)
-            same = same and (a.memory_bytes, a.lanes) == (b.memory_bytes, b.lanes) and columns[early] == columns[late]
-            if same and alone[early] and alone[late] and twins[early] == early:
-                if all(_swappable(table, device_of[early], device_of[late]) for table in tables):
-                    twins[late] = early
-                    break
+            same = (
+                (target.lanes, target.launch_s, target.watts) == (other.lanes, other.launch_s, other.watts)
+                and (a.memory_bytes, a.lanes) == (b.memory_bytes, b.lanes)
+                and columns[early] == columns[late]
+                and (alone[early] and alone[late] and twins[early] == early)
+            )
+            if same and all(_swappable(table, device_of[early], device_of[late]) for table in tables):
+                twins[late] = early
+                break
     return tuple(twins)
 
 

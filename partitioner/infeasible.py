@@ -15,7 +15,7 @@ _MOST_DEVICES = 10
 
 
 def find_fault(indexed: Indexed) -> Infeasible | None:
-    """A limit that no placement can keep, or None when none is seen (which does not prove that there is a placement)."""
+    """A limit that no placement can keep, or None when none is seen (which does not prove that one exists)."""
     return _untaken(indexed) or _too_large(indexed) or _too_many(indexed) or _too_hungry(indexed)
 
 

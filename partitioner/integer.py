@@ -160,7 +160,7 @@ class Programme:
             self.model.add_hint(self.model.get_int_var_from_proto_index(number), value)
 
     def solve(self, objective: Any, deadline: float) -> Answer:
-        """Minimise `objective` (in ticks) until `deadline` (of `time.monotonic`); nothing is found when that is past."""
+        """Minimise `objective` (in ticks) until `deadline` (of `time.monotonic`); when that is past, find nothing."""
         limit_s = deadline - _CLOSING_S - time.monotonic()
         if limit_s <= 0:
             return Answer(None, 0.0, False)
@@ -254,9 +254,9 @@ def _loads(programme: Programme, used: Sequence[Any], start: Sequence[int]) -> l
             if not sinks:
                 continue
             if on_device:
-                add_device_wire(programme, wire.times, home, sinks, host, parts, start)
+                add_device_wire(programme, wire.times, home, sinks, host=host, parts=parts, start=start)
             else:
-                _add_link_wire(programme, wire.times, home, sinks, parts, start)
+                _add_link_wire(programme, wire.times, home, sinks, parts=parts, start=start)
     return [sum(found) for found in parts.values()]
 
 
@@ -265,6 +265,7 @@ def add_device_wire(
     times: Sequence[Sequence[float]],
     home: int,
     sinks: Sequence[int],
+    *,
     host: set[int],
     parts: dict[tuple[int, int], list[Any]],
     start: Sequence[int],
@@ -293,6 +294,7 @@ def _add_link_wire(
     times: Sequence[Sequence[float]],
     home: int,
     sinks: Sequence[int],
+    *,
     parts: dict[tuple[int, int], list[Any]],
     start: Sequence[int],
 ) -> None:

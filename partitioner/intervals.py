@@ -127,11 +127,11 @@ def place_intervals(indexed: Indexed, order: Sequence[int]) -> Iterator[list[int
         best[state], choice[state] = value, (how, start)
     for state in sorted(states, key=lambda s: float(best[s][count]))[:8]:
         if math.isfinite(best[state][count]):
-            yield _trace(indexed, line, state, choice, classes, members, reusable)
+            yield _trace(indexed, line, state, choice, classes=classes, members=members, reusable=reusable)
 
 
 def _reusable(indexed: Indexed, target: int) -> bool:
-    """Whether a target may take several runs (in a throughput problem runs of one target would add up: not modelled)."""
+    """Whether a target may take several runs (under throughput they would add up, which is not modelled)."""
     many = indexed.problem.pieces == "many" and indexed.problem.transfers != "device"
     return indexed.problem.objective == "latency" and (indexed.host[target] or many)
 
@@ -148,6 +148,7 @@ def _trace(
     line: _Line,
     state: tuple[int, ...],
     choice: dict[tuple[int, ...], tuple[Any, Any]],
+    *,
     classes: Sequence[int],
     members: dict[int, list[int]],
     reusable: dict[int, bool],

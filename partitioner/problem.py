@@ -2,11 +2,11 @@
 
 Two sets of rules are in use, and nothing but these fields tells them apart:
 
-| | real plans | the published placement problems |
-|---|---|---|
-| a transfer | occupies its link (`transfers="link"`) | is part of both devices' load (`transfers="device"`) |
-| a device runs | one segment at a time, a CPU as its cores allow (`lanes`) | its one piece; the host's blocks overlap freely (`lanes=None`) |
-| pieces | any number (`pieces="many"`), or one | one for latency; for throughput any number or one convex set |
+- Real plans: a transfer occupies its link (`transfers="link"`); a device runs one segment at a time, a CPU as many as
+  its cores allow (`lanes`); a target runs any number of segments (`pieces="many"`), or one.
+- The published placement problems: a transfer is part of both devices' load (`transfers="device"`); an accelerator runs
+  one piece, while the blocks of the host overlap freely and pay for no transfer (`lanes=None`); for latency there is
+  one piece an accelerator (`pieces="one"`), for throughput any number or one convex set (`pieces="convex"`).
 
 All times are in one unit (seconds in real plans), all sizes in bytes.
 """
@@ -159,7 +159,7 @@ def _check(problem: Problem) -> None:
         raise OptionError("the problem has no block.", "Give at least one.")
     if problem.objective == "latency" and problem.transfers == "device" and problem.pieces != "one":
         raise OptionError(
-            "latency with transfers on the device needs pieces='one': else no piece is known to pay for a shared value.",
+            "latency with transfers on the device needs pieces='one': else nothing says which piece pays for a value.",
             "Use pieces='one', or transfers='link'.",
         )
     for device in problem.devices:

@@ -2,8 +2,8 @@
 
 Blocks are scheduled one by one: an interval for each block and target, a no-overlap or cumulative resource for each
 device, an interval on its link for each value and device that reads it (the flexible job shop with transport;
-Laborie et al., "IBM ILOG CP Optimizer for scheduling", Constraints 23, 2018, for the modelling). Segments, which start only
-when all that they read is there and pay a launch, can only be later, so the optimum here is a bound for
+Laborie et al., "IBM ILOG CP Optimizer for scheduling", Constraints 23, 2018, for the modelling). Segments, which start
+only when all that they read is there and pay a launch, can only be later, so the optimum here is a bound for
 `evaluate`; the placement that reaches it is a candidate.
 """
 
@@ -66,13 +66,13 @@ def _add_transfers(programme: Programme, starts: Sequence[Any], ends: Sequence[A
             for b in {indexed.device_of[t] for t in programme.chosen[item]}:
                 there = programme.on_device(item, b)
                 if b not in moves:
-                    moves[b] = _move(programme, wire.source, wire.times, b, ends, links, top)
+                    moves[b] = _move(programme, wire.source, wire.times, b, ends=ends, links=links, top=top)
                 arrival = moves[b][0]
                 if not isinstance(there, int):
                     flag = model.new_bool_var("")
                     model.add(flag == there)
                     model.add(starts[sink] >= arrival).only_enforce_if(flag)
-                    _demand(programme, home, wire.times, b, flag, moves[b][1])
+                    _demand(programme, home, flag, moves[b][1])
     for found in links.values():
         model.add_no_overlap(found)
 
@@ -82,6 +82,7 @@ def _move(
     source: int,
     times: Sequence[Sequence[float]],
     b: int,
+    *,
     ends: Sequence[Any],
     links: dict[tuple[int, int], list[Any]],
     top: int,
@@ -108,9 +109,7 @@ def _move(
     return arrival, ways
 
 
-def _demand(
-    programme: Programme, home: int, times: Sequence[Sequence[float]], b: int, there: Any, ways: dict[int, Any]
-) -> None:
-    """A reader on b and the source on a mean that the value is moved from a to b."""
+def _demand(programme: Programme, home: int, there: Any, ways: dict[int, Any]) -> None:
+    """A reader there and the source on a mean that the value is moved from a."""
     for a, moved in ways.items():
         programme.model.add(moved >= programme.on_device(home, a) + there - 1)

@@ -36,7 +36,7 @@ def starts(indexed: Indexed, more: Callable[[], bool]) -> Iterator[list[int]]:
 
 
 def first_fit(indexed: Indexed) -> list[int]:
-    """Each item on its cheapest target that still has memory, largest items first; the cheapest of all where none has."""
+    """Each item on its cheapest target that still has memory, largest first; the cheapest of all where none has."""
     left = list(indexed.capacity)
     assignment = [0] * len(indexed.items)
     for item in sorted(range(len(indexed.items)), key=lambda i: -indexed.item_memory[i]):
@@ -62,7 +62,7 @@ def list_schedule(indexed: Indexed) -> list[int]:
         item = indexed.item_of[block]
         options = (target_of[item],) if item in target_of else indexed.allowed(item)
         room = [t for t in options if item in target_of or indexed.item_memory[item] <= left[indexed.device_of[t]]]
-        ends = [(_end(indexed, block, t, target_of, done, free), t) for t in room or options]
+        ends = [(_end(indexed, block, t, target_of=target_of, done=done, free=free), t) for t in room or options]
         done[block], target = min(ends)
         if item not in target_of:
             target_of[item] = target
@@ -78,6 +78,7 @@ def _end(
     indexed: Indexed,
     block: int,
     target: int,
+    *,
     target_of: dict[int, int],
     done: Sequence[float],
     free: Sequence[Sequence[float]],
@@ -121,7 +122,7 @@ def _anneal_slowly(
     for number in range(rounds):
         if number % 8 == 0 and not more():
             break
-        moved = _moved(indexed, now, chance, neighbours, order, place_in_order)
+        moved = _moved(indexed, now, chance, neighbours=neighbours, order=order, place_in_order=place_in_order)
         moved_cost = cost_of(indexed, indexed.spread(moved))
         limit = heat * (1 - number / rounds) ** 2
         if moved_cost <= now_cost or (limit > 0 and chance.random() < math.exp((now_cost - moved_cost) / limit)):
@@ -146,6 +147,7 @@ def _moved(
     indexed: Indexed,
     now: Sequence[int],
     chance: random.Random,
+    *,
     neighbours: Sequence[Sequence[int]],
     order: Sequence[int],
     place_in_order: dict[int, int],

@@ -1,9 +1,9 @@
 """The latency of one request as an integer programme: one piece on each of several equal accelerators, a free host.
 
 Accelerators are numbered in an order in which their pieces can run (there always is one, and they do not differ), so
-`past[block][k]` says that a block comes after the k first pieces; that rules out cycles and most of the symmetry. Times of
-pieces bound the makespan from one side; from the other, every path through the graph does: a block's `reach` is
-the cost of the costliest path up to it, with the transfers on it, and no piece ends before those of its blocks.
+`past[block][k]` says that a block comes after the k first pieces, or is in the next; that rules out cycles and most of
+the symmetry. Beside the times of the pieces, every path through the graph bounds the end: a block's `reach` is the
+cost of the costliest path up to it, with the transfers on it, and no piece ends before those of its blocks.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class _Timeline:
             rows = [model.new_bool_var("") for _ in range(count + 1)]  # index k: past piece k - 1, so rows[0] is free
             later: Any = 0
             for k in range(count, -1, -1):
-                # On accelerator k the block is past all before it and not past k itself; a host's block may be anywhere.
+                # On accelerator k a block is past all before it and not past k itself; on a host it may be anywhere.
                 later = later + (self.at(block, k) if k < count else 0)
                 model.add(rows[k] >= later)
                 model.add(rows[k] <= later + self.hosted(block))
@@ -104,7 +104,7 @@ class _Timeline:
                 home = indexed.item_of[wire.source]
                 sinks = sorted({indexed.item_of[s] for s in wire.sinks} - {home})
                 if sinks:
-                    add_device_wire(self.programme, wire.times, home, sinks, host, parts, self.start)
+                    add_device_wire(self.programme, wire.times, home, sinks, host=host, parts=parts, start=self.start)
         for k, t in enumerate(self.workers):
             terms = [
                 self.programme.ticks(indexed.item_costs[item][t]) * found[t]
@@ -196,12 +196,7 @@ class _Timeline:
             for wire in indexed.wires:
                 sinks = {indexed.item_of[s] for s in wire.sinks}
                 here = self.start[indexed.item_of[wire.source]] == t
-                if (
-                    here
-                    and any(self.start[s] != t for s in sinks)
-                    or not here
-                    and any(self.start[s] == t for s in sinks)
-                ):
+                if any((self.start[s] == t) != here for s in sinks):
                     total += programme.ticks(max(max(row) for row in wire.times))
         return total
 

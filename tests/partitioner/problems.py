@@ -127,7 +127,7 @@ def file_cost(data: dict[str, Any], place: dict[int, str], objective: str, conti
     if objective == "throughput":
         return max(loads.values())
     unit = {v: place[v] if place[v] != "cpu" else v for v in nodes}
-    done = {u: 0.0 for u in unit.values()}
+    done: dict[int | str, float] = dict.fromkeys(unit.values(), 0.0)
     for _ in range(len(done) + 1):
         before = dict(done)
         for u in done:

@@ -53,30 +53,43 @@ def ids(graph: Graph) -> list[set[int]]:
     return [set(block.nodes) for block in blocks_of(graph)]
 
 
-@pytest.mark.parametrize(
-    ("rows", "form"),
-    [
-        (["a = Conv x w", "b = BatchNormalization a w w w w", "c = Relu b"], "onnx"),
-        (["a = Gemm x w w", "b = Clip a w w"], "onnx"),
-        (["a = MatMul x w", "b = Add a w", "c = Gelu b"], "onnx"),
-        (["a = Conv x w", "b = Sigmoid a", "c = Mul a b"], "onnx"),
-        (["a = FULLY_CONNECTED x w", "b = ADD a w", "c = RELU b"], "tflite"),
-        (["a = CONV_2D x w", "b = LOGISTIC a", "c = MUL a b"], "tflite"),
-        (["m = ReduceMean x", "d = Sub x m", "p = Pow d w", "v = ReduceMean p", "e = Add v w", "s = Sqrt e", "n = Div d s",
-          "g = Mul n w", "b = Add g w"], "onnx"),
-        (["m = MEAN x w", "d = SQUARED_DIFFERENCE x m", "v = MEAN d w", "e = ADD v w", "s = RSQRT e", "n = MUL x s"], "tflite"),
-        (["d = Div x w", "e = Erf d", "a = Add e w", "m = Mul x a", "h = Mul m w"], "onnx"),
-        (["p = Pow x w", "c = Mul p w", "s = Add x c", "k = Mul s w", "t = Tanh k", "o = Add t w", "m = Mul x o", "h = Mul m w"],
-         "onnx"),
-        (["s = MatMul q k", "d = Div s w", "m = Add d mask", "p = Softmax m", "y = MatMul p v"], "onnx"),
-        (["s = BATCH_MATMUL q k", "d = MUL s w", "p = SOFTMAX d", "y = BATCH_MATMUL p v"], "tflite"),
-        (["a = DequantizeLinear x w", "b = DequantizeLinear w w", "c = Conv a b", "d = Relu c", "e = QuantizeLinear d w"], "onnx"),
-        (["s = SequenceConstruct x x", "y = SequenceAt s w"], "onnx"),
-        (["h = VAR_HANDLE", "r = READ_VARIABLE h", "t = TANH r", "a = ADD x t", "z = ASSIGN_VARIABLE h a"], "tflite"),
-    ],
-)  # fmt: skip
-def test_a_fused_pattern_is_one_block(rows: list[str], form: Format) -> None:
-    graph = graph_of(rows, form=form, kinds={"s": "sequence"} if "Sequence" in rows[0] else None)
+PATTERNS: dict[str, tuple[str, Format]] = {  # rows parted by ';'
+    "Conv, BN, activation": ("a = Conv x w; b = BatchNormalization a w w w w; c = Relu b", "onnx"),
+    "Gemm, activation": ("a = Gemm x w w; b = Clip a w w", "onnx"),
+    "MatMul, bias, activation": ("a = MatMul x w; b = Add a w; c = Gelu b", "onnx"),
+    "Conv, SiLU": ("a = Conv x w; b = Sigmoid a; c = Mul a b", "onnx"),
+    "fully connected": ("a = FULLY_CONNECTED x w; b = ADD a w; c = RELU b", "tflite"),
+    "convolution, swish": ("a = CONV_2D x w; b = LOGISTIC a; c = MUL a b", "tflite"),
+    "LayerNorm": (
+        "m = ReduceMean x; d = Sub x m; p = Pow d w; v = ReduceMean p; e = Add v w; s = Sqrt e; n = Div d s; "
+        "g = Mul n w; b = Add g w",
+        "onnx",
+    ),
+    "normalisation in TFLite": (
+        "m = MEAN x w; d = SQUARED_DIFFERENCE x m; v = MEAN d w; e = ADD v w; s = RSQRT e; n = MUL x s",
+        "tflite",
+    ),
+    "GELU": ("d = Div x w; e = Erf d; a = Add e w; m = Mul x a; h = Mul m w", "onnx"),
+    "GELU by tanh": (
+        "p = Pow x w; c = Mul p w; s = Add x c; k = Mul s w; t = Tanh k; o = Add t w; m = Mul x o; h = Mul m w",
+        "onnx",
+    ),
+    "attention": ("s = MatMul q k; d = Div s w; m = Add d mask; p = Softmax m; y = MatMul p v", "onnx"),
+    "attention in TFLite": ("s = BATCH_MATMUL q k; d = MUL s w; p = SOFTMAX d; y = BATCH_MATMUL p v", "tflite"),
+    "quantised group": (
+        "a = DequantizeLinear x w; b = DequantizeLinear w w; c = Conv a b; d = Relu c; e = QuantizeLinear d w",
+        "onnx",
+    ),
+    "sequence": ("s = SequenceConstruct x x; y = SequenceAt s w", "onnx"),
+    "state": ("h = VAR_HANDLE; r = READ_VARIABLE h; t = TANH r; a = ADD x t; z = ASSIGN_VARIABLE h a", "tflite"),
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_fused_pattern_is_one_block(pattern: str) -> None:
+    text, form = PATTERNS[pattern]
+    rows = text.split(";")
+    graph = graph_of(rows, form=form, kinds={"s": "sequence"} if pattern == "sequence" else None)
     assert ids(graph) == [set(range(len(rows)))]
 
 
@@ -154,14 +167,19 @@ def test_weights_of_a_block_are_counted_once() -> None:
     assert weights_of(graph, block) == 64
 
 
+OPS = (
+    *("Conv", "Relu", "Add", "Mul", "Softmax", "MatMul", "QuantizeLinear", "DequantizeLinear", "ReduceMean", "Sub"),
+    *("Shape", "Sigmoid", "Concat"),
+)
+
+
 @st.composite
 def graphs(draw: st.DrawFn) -> Graph:
-    ops = "Conv Relu Add Mul Softmax MatMul QuantizeLinear DequantizeLinear ReduceMean Sub Shape Sigmoid Concat".split()
     names = ["x"]
     rows = []
     for number in range(draw(st.integers(1, 24))):
         reads = draw(st.lists(st.sampled_from([*names[-6:], "w"]), min_size=1, max_size=2))
-        rows.append(f"v{number} = {draw(st.sampled_from(ops))} {' '.join(reads)}")
+        rows.append(f"v{number} = {draw(st.sampled_from(OPS))} {' '.join(reads)}")
         names.append(f"v{number}")
     return graph_of(rows, {"w": draw(st.sampled_from([16, 1 << 20]))})
 

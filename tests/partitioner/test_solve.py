@@ -210,29 +210,19 @@ def test_a_tight_packing_that_no_start_finds_is_still_found() -> None:
     assert set(evaluate(problem, solve(problem).placement).memory_bytes.values()) == {20.0}
 
 
+def _single(*blocks: BlockSpec, room: float = math.inf, **more: Any) -> Problem:
+    return Problem(blocks, (DeviceSpec("a", room),), (TargetSpec("a", "a", watts=3.0),), **more)
+
+
 @pytest.mark.parametrize(
     ("problem", "block", "limit", "excess"),
     [
-        (Problem((BlockSpec("x", {}, refused={"a": "op Foo"}),), (DeviceSpec("a"),), (TargetSpec("a", "a"),)), "x", "target", None),
-        (Problem((BlockSpec("x", {"a": 1.0}, 9.0),), (DeviceSpec("a", 4.0),), (TargetSpec("a", "a"),)), "x", "memory", 5.0),
-        (
-            Problem(
-                (BlockSpec("x", {"a": 1.0}, 3.0), BlockSpec("y", {"a": 1.0}, 2.0)),
-                (DeviceSpec("a", 4.0),),
-                (TargetSpec("a", "a"),),
-            ),
-            "x",
-            "memory",
-            1.0,
-        ),
-        (
-            Problem((BlockSpec("x", {"a": 2.0}),), (DeviceSpec("a"),), (TargetSpec("a", "a", watts=3.0),), most_energy_j=4.0),
-            "x",
-            "energy",
-            2.0,
-        ),
+        (_single(BlockSpec("x", {})), "x", "target", None),
+        (_single(BlockSpec("x", {"a": 1.0}, 9.0), room=4.0), "x", "memory", 5.0),
+        (_single(BlockSpec("x", {"a": 1.0}, 3.0), BlockSpec("y", {"a": 1.0}, 2.0), room=4.0), "x", "memory", 1.0),
+        (_single(BlockSpec("x", {"a": 2.0}), most_energy_j=4.0), "x", "energy", 2.0),
     ],
-)  # fmt: skip
+)
 def test_an_infeasible_problem_says_which_block_which_limit_and_by_how_much(
     problem: Problem, block: str, limit: str, excess: float | None
 ) -> None:
