@@ -1,7 +1,7 @@
 """A plan as a picture: the model's graph from top to bottom, its segments coloured by where they run.
 
-The layout is `layout.py`, and not a library: graphviz is a program to be installed besides, and the layered-layout packages for
-Python alone know no bands that must lie below each other, which is what segments and repeated layers are here.
+The layout is `layout.py`, and not a library: graphviz is a program to be installed besides, and the packages for Python
+alone know no bands that must lie below each other, which is what segments and repeated layers are here.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from edgert.graph import Graph
 from edgert.partitioner.explain import Known, known_of
@@ -134,7 +135,7 @@ def svg(
         f'height="{height:.0f}" {_FONT} font-size="12" fill="{_INK}">',
         f'<rect width="{width:.0f}" height="{height:.0f}" fill="#ffffff"/>',
         *(_head(words, legend, _notes(scene)) if any(words) else ()),
-        *(_cards(plan, scene, placed, beside, top, width) if beside is not None else ()),
+        *(_cards(plan, scene, placed, beside, (top, width)) if beside is not None else ()),
         f'<g transform="translate({left + slack:.1f} {top:.1f})">',
         *inner.paint(),
         "</g></svg>",
@@ -171,7 +172,8 @@ def _notes(scene: Scene) -> str:
     boxes = [item.box for item in scene.items if item.box]
     texts = ["a double box holds several nodes" if any(len(box.nodes) > 1 for box in boxes) else "",
              "a dashed frame is repeated" if any(box.frame for box in boxes) else "",
-             "thick lines are transfers" if len({item.segment for item in scene.items if item.box}) > 1 else ""]  # fmt: skip
+             "thick lines are transfers" if len({item.segment for item in scene.items if item.box}) > 1 else "",
+             ]  # fmt: skip
     return " · ".join(words for words in texts if words)
 
 
@@ -187,8 +189,10 @@ def _head(words: tuple[str, str], legend: Sequence[tuple[Target, tuple[str, str]
 
 
 def _cards(
-    plan: Plan, scene: Scene, placed: Layout, beside: Sequence[Sequence[str]], top: float, width: float
+    plan: Plan, scene: Scene, placed: Layout, beside: Sequence[Sequence[str]], room: tuple[float, float]
 ) -> Iterator[str]:
+    """Grounds of the segments with what is written on them; `room` is where the graph begins, and the width."""
+    top, width = room
     look = look_of(plan)
     for segment, lines in enumerate(beside):
         spans = [placed.bands[item.band] for item in scene.items if item.segment == segment]
@@ -247,12 +251,12 @@ class _Painter:
                 f'<rect x="{left:.1f}" y="{low - 12:.1f}" width="{right - left:.1f}" height="{high - low + 24:.1f}" '
                 f'rx="10" fill="#ffffff" fill-opacity="0.7" stroke="{colour}" stroke-dasharray="5 3"/>'
             )
-            self.badges.append((right - 20, low - 12, f"× {len(first.box.copies) + 1}", colour))
+            self.badges.append((right - 20, low - 12, f"{len(first.box.copies) + 1} x", colour))
 
     def _line(self, ends: tuple[int, int], line: Line) -> str:
         points = self.placed.routes[ends]
         path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
-        for (x, y), (to_x, to_y) in zip(points, points[1:], strict=False):
+        for (x, y), (to_x, to_y) in pairwise(points):
             middle = (y + to_y) / 2
             straight = abs(x - to_x) < 0.05
             path += (
@@ -279,10 +283,10 @@ class _Painter:
         radius = 6 if item.box else height / 2
         link = self.links.get(number)
         yield f'<a href="{link}">' if link else "<g>"
-        yield f"<title>{text(_tip(item), 400)}</title>"
+        yield f"<title>{text(_tip(item), 2000)}</title>"
         if item.box and len(item.box.nodes) > 1:
-            yield _rect(left + 4, top + 4, width, height, radius, fill, line)
-        yield _rect(left, top, width, height, radius, fill if item.box else "#ffffff", line)
+            yield _rect(left + 4, top + 4, (width, height), radius, (fill, line))
+        yield _rect(left, top, (width, height), radius, (fill if item.box else "#ffffff", line))
         title_y = y - 4 if item.line else y + 4
         weight = ' font-weight="600"' if item.box else ""
         yield f'<text x="{x:.1f}" y="{title_y:.1f}" text-anchor="middle"{weight}>{text(item.title, _LONGEST)}</text>'
@@ -309,22 +313,20 @@ class _Painter:
 
 def _pill(x: float, y: float, words: str, colour: str) -> Iterator[str]:
     half = len(words) * _LINE_PX / 2 + 6
-    yield _rect(x - half, y - 8, 2 * half, 16, 8, "#ffffff", colour)
+    yield _rect(x - half, y - 8, (2 * half, 16), 8, ("#ffffff", colour))
     yield (
         f'<text x="{x:.1f}" y="{y + 3.5:.1f}" text-anchor="middle" font-size="10" font-weight="600" '
         f'fill="{colour}">{text(words)}</text>'
     )
 
 
-def _rect(x: float, y: float, width: float, height: float, radius: float, fill: str, line: str) -> str:
+def _rect(x: float, y: float, size: tuple[float, float], radius: float, colours: tuple[str, str]) -> str:
     return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="{radius:.0f}" fill="{fill}" '
-        f'stroke="{line}"/>'
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{size[0]:.1f}" height="{size[1]:.1f}" rx="{radius:.0f}" '
+        f'fill="{colours[0]}" stroke="{colours[1]}"/>'
     )
 
 
 def _tip(item: Item) -> str:
-    many = (
-        f" ({len(item.box.nodes)} nodes each, {len(item.box.copies) + 1} times)" if item.box and item.box.copies else ""
-    )
-    return f"{item.title}{many}\n{item.line}".replace("\n", " · ")
+    many = f"{len(item.box.copies) + 1} times" if item.box and item.box.copies else ""
+    return " · ".join(words for words in (item.name, item.title, item.line, many) if words)

@@ -1,4 +1,4 @@
-"""Why a plan is as it is, segment by segment: the cause, the times, and what would have to change for another choice."""
+"""Why a plan is as it is: for each segment the cause, the times, and what would have to change for another choice."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Where boxes and lines of a drawing go: layers from top to bottom, few crossings, straight lines.
 
-The usual four steps (Sugiyama, Tagawa and Toda 1981; Gansner and others 1993), each in its simple form, since a drawing has a
-few dozen boxes: layers by longest path; points where long lines pass layers; order within layers by barycentres;
+The usual four steps (Sugiyama, Tagawa and Toda 1981; Gansner and others 1993), each in its simple form, since a drawing
+has a few dozen boxes: layers by longest path; points where long lines pass layers; order within layers by barycentres;
 coordinates by sweeps, each an isotonic regression (pool adjacent violators), which moves boxes least.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 __all__ = ["Layout", "lay_out"]
 
@@ -63,11 +64,11 @@ def lay_out(
     for point in range(points):
         rows[level[point]].append(point)
     widths = [*(width for width, _ in sizes), *([_PASS] * (points - len(sizes)))]
-    links = [(a, b) for chain in chains for a, b in zip(chain, chain[1:], strict=False)]
+    links = [(a, b) for chain in chains for a, b in pairwise(chain)]
     _reorder(rows, links, points)
     x = _straighten(rows, links, widths)
     spans = _spans(sizes, bands, level, rows, least or {})
-    return _finish(sizes, edges, bands, chains, level, x, spans)
+    return _finish(sizes, dict(zip(edges, chains, strict=True)), bands, x, [spans[row] for row in level])
 
 
 def _layers(count: int, edges: Sequence[tuple[int, int]], bands: Sequence[int]) -> list[int]:
@@ -157,7 +158,7 @@ def _straighten(
 def _offsets(row: Sequence[int], widths: Sequence[float]) -> list[float]:
     """Centres of a row's points when packed, the first at 0."""
     offsets = [0.0]
-    for a, b in zip(row, row[1:], strict=False):
+    for a, b in pairwise(row):
         offsets.append(offsets[-1] + (widths[a] + widths[b]) / 2 + _APART)
     return offsets
 
@@ -200,26 +201,24 @@ def _spans(
 
 def _finish(
     sizes: Sequence[tuple[float, float]],
-    edges: Sequence[tuple[int, int]],
+    chains: Mapping[tuple[int, int], Sequence[int]],
     bands: Sequence[int],
-    chains: Sequence[Sequence[int]],
-    level: Sequence[int],
     x: Sequence[float],
     spans: Sequence[tuple[float, float]],
 ) -> Layout:
-    """Points of the boxes and lines."""
+    """Points of the boxes and lines; `spans` are top and bottom of the row of each box and point."""
     count = len(sizes)
-    centres = tuple((x[box], sum(spans[level[box]]) / 2) for box in range(count))
+    centres = tuple((x[box], sum(spans[box]) / 2) for box in range(count))
     routes = {}
-    for (source, sink), chain in zip(edges, chains, strict=True):
+    for (source, sink), chain in chains.items():
         points = [(x[source], centres[source][1] + sizes[source][1] / 2)]
         for point in chain[1:-1]:
-            points += [(x[point], spans[level[point]][0]), (x[point], spans[level[point]][1])]
+            points += [(x[point], spans[point][0]), (x[point], spans[point][1])]
         points.append((x[sink], centres[sink][1] - sizes[sink][1] / 2))
         routes[source, sink] = tuple(points)
     heights: dict[int, tuple[float, float]] = {}
     for box, band in enumerate(bands):
-        top, bottom = spans[level[box]]
+        top, bottom = spans[box]
         low, high = heights.get(band, (top, bottom))
         heights[band] = min(low, top), max(high, bottom)
     right = max([x[box] + sizes[box][0] / 2 for box in range(count)] + list(x))

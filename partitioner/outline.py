@@ -1,9 +1,9 @@
 """A graph of any size as a few boxes: nodes that are drawn as one, repeated layers as one of them, detail inside.
 
-A large model is a chain of stages, and that is how people think of it. So the nodes of a segment, in running order, are cut
-where little passes (`_narrow`), stretches that repeat become one with a count (`_repeats`), light operations join the heavy one before
-them (`_joined`), and what is still too much is grouped evenly (`_even`). Every group is a run of the order, so boxes
-never depend on each other in a circle.
+A large model is a chain of stages, and that is how people think of it. So the nodes of a segment, in running order,
+are cut where little passes (`_narrow`), stretches that repeat become one with a count (`_repeats`), light operations
+join the heavy one before them (`_joined`), and what is still too much is grouped evenly (`_even`). Every group is a run
+of the order, so boxes never depend on each other in a circle.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ __all__ = ["BOXES", "Box", "fold", "home_of", "running_order", "segment_of"]
 BOXES = 40
 """Most boxes in one drawing, but for repeated stretches, of which one is drawn in full: two pages."""
 _LONGEST_PERIOD = 64
+_WORTH = 6
+"""Fewest nodes that a repeated stretch must save: two equal activations are no layers."""
 _HEAVY = ("conv", "gemm", "matmul", "fully_connected", "lstm", "gru", "rnn", "attention", "einsum", "pool")
 """Parts of the names of operations that begin a stage."""
 _STAGE = 12
@@ -76,12 +78,15 @@ def fold(graph: Graph, nodes: Sequence[int], limit: int = BOXES) -> tuple[Box, .
     """The nodes, a run of a topological order, as boxes: each its own where there are at most `limit`."""
     if len(nodes) <= limit:
         return tuple(Box((node,)) for node in nodes)
-    runs = _narrow(graph, nodes)
-    if len(runs) == 1:
-        step = -(-len(nodes) // limit)
-        runs = [nodes[start : start + step] for start in range(0, len(nodes), step)]
+    runs = [part for run in _narrow(graph, nodes) for part in _pieces(run, len(nodes), limit)]
     boxes = _joined(graph, _repeats(graph, [Box(tuple(run)) for run in runs]))
     return _even([replace(box, parts=_parts(graph, box.nodes)) for box in boxes], limit)
+
+
+def _pieces(run: Sequence[int], whole: int, limit: int) -> list[Sequence[int]]:
+    """The run, evenly cut where it is most of the whole: what opens must have less in it than what was opened."""
+    step = len(run) if len(run) <= max(limit, whole // 2) else -(-len(run) // limit)
+    return [run[start : start + step] for start in range(0, len(run), step)]
 
 
 def _parts(graph: Graph, nodes: Sequence[int]) -> tuple[Box, ...]:
@@ -135,10 +140,11 @@ def _repeats(graph: Graph, boxes: Sequence[Box]) -> list[Box]:
     """Stretches of boxes that follow each other with the same operations and shapes, as one stretch with copies."""
     kinds: dict[object, int] = {}
     word = [kinds.setdefault(_kind(graph, box), len(kinds)) for box in boxes]
+    sizes = [len(box.nodes) for box in boxes]
     made: list[Box] = []
     position = frame = 0
     while position < len(boxes):
-        period, times = _best_repeat(word, position)
+        period, times = _best_repeat(word, sizes, position)
         if times < 2:
             made.append(boxes[position])
             position += 1
@@ -156,16 +162,17 @@ def _kind(graph: Graph, box: Box) -> object:
     return tuple((node.op, *(graph.values[name].shape for name in node.writes)) for node in nodes)
 
 
-def _best_repeat(word: Sequence[int], start: int) -> tuple[int, int]:
-    """(period, times) of the repetition at `start` that saves most boxes; two boxes at least, or (1, 1)."""
-    best, saved = (1, 1), 1
+def _best_repeat(word: Sequence[int], sizes: Sequence[int], start: int) -> tuple[int, int]:
+    """(period, times) of the repetition at `start` that saves most nodes, the shortest of equals; or (1, 1)."""
+    best, saved = (1, 1), _WORTH - 1
     for period in range(1, min(_LONGEST_PERIOD, (len(word) - start) // 2) + 1):
         pattern = word[start : start + period]
         times = 1
         while word[start + times * period : start + (times + 1) * period] == pattern:
             times += 1
-        if (times - 1) * period > saved:
-            best, saved = (period, times), (times - 1) * period
+        saves = (times - 1) * sum(sizes[start : start + period])
+        if saves > saved:
+            best, saved = (period, times), saves
     return best
 
 

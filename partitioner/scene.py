@@ -31,6 +31,8 @@ class Item:
     """Items of a lower band are drawn above; a segment has one or more, a repeated stretch its own."""
     box: Box | None = None
     """None for inputs and outputs."""
+    name: str = ""
+    """Of its node (and of the copies), or of its first and last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,11 @@ class _Builder:
         for box, owner in zip(self.boxes, owners, strict=True):
             band += (owner, box.frame) != last
             last = (owner, box.frame)
-            items.append(Item(self._title(box), self._line(box), owner, band, box))
+            singles = [copy[0] for copy in (box.nodes, *box.copies)] if len(box.nodes) == 1 else []
+            ends = dict.fromkeys(self.graph.nodes[n].name for n in singles or (box.nodes[0], box.nodes[-1]))
+            items.append(
+                Item(self._title(box), self._line(box), owner, band, box, (", " if singles else " ... ").join(ends))
+            )
         lines = self._inner(first)
         for number, names in enumerate(sources):
             for name in names:
@@ -147,7 +153,7 @@ class _Builder:
 
     def _shape(self, name: str) -> str:
         value = self.graph.values[name]
-        shape = "" if value.shape is None else shape_text(value.shape).replace("x", "×")
+        shape = "" if value.shape is None else shape_text(value.shape)
         dtype = "" if value.dtype in (None, "float32") else f" {value.dtype}"
         kind = "" if value.kind == "tensor" else f"{value.kind} of "
         return f"{kind}{shape}{dtype}"
@@ -181,4 +187,4 @@ def _op(name: str) -> str:
 
 
 def _kernel(shape: object) -> str:
-    return " " + "×".join(map(str, shape)) if isinstance(shape, tuple) and shape else ""
+    return " " + "x".join(map(str, shape)) if isinstance(shape, tuple) and shape else ""
