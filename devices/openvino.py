@@ -94,10 +94,8 @@ class Backend:
             if value.kind != "tensor":
                 raise refused(target, f"{value.name!r} is a {value.kind}, OpenVINO passes tensors only")
         try:
-            model = core.read_model(str(source.path))
-            _settle_shapes(model, source.inputs)
+            model, compiled = _compiled(core, source, name, _settings(target, device, cache))
             ports = _ports(source.inputs, model.inputs), _ports(source.outputs, model.outputs)
-            compiled = core.compile_model(model, name, _settings(target, device, cache))
             _check_hint(compiled, target)
             shapes = Shapes(model, ports[0])
             names = frozenset(value.name for value in source.inputs)
@@ -306,6 +304,23 @@ def _settings(target: Target, device: Device, cache: Path | None) -> dict[str, A
     if cache is not None:
         settings["CACHE_DIR"] = str(cache)
     return settings
+
+
+def _compiled(core: Any, source: Source, name: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What has the model's inputs and outputs, and the compiled model.
+
+    With a cache and static shapes OpenVINO is given the file alone: it then recognises the file and need not parse it,
+    which is half the time of a second preparation.
+    """
+    if "CACHE_DIR" in settings and all(
+        isinstance(size, int) for value in source.inputs for size in value.shape or ("",)
+    ):
+        compiled = core.compile_model(str(source.path), name, settings)
+        if not any(port.get_partial_shape().is_dynamic for port in compiled.inputs):
+            return compiled, compiled
+    model = core.read_model(str(source.path))
+    _settle_shapes(model, source.inputs)
+    return model, core.compile_model(model, name, settings)
 
 
 def _check_hint(compiled: Any, target: Target) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgert import devices, store
-from edgert.devices import cpu, gpu, npu
+from edgert.devices import cpu, gpu, npu, stamp
 from edgert.errors import CacheUnwritable, ChildError, EdgertError, MissingPackage, OptionError
 from edgert.machine import BackendInfo, Device, Machine, Reach
 
@@ -56,18 +56,25 @@ def probe(*, refresh: bool = False, cache_dir: Path | None = None, progress: Pro
         CacheUnwritable: a cache folder was asked for and cannot be written.
     """
     folder = store.folder(cache_dir)
-    seen = glance()
-    path = _entry(folder, seen)
-    known = None if refresh else _cached(path)
+    known = None if refresh else _unchanged(folder)
     if known is not None:
         return known
-    machine = _look(seen, progress or (lambda _message, _share: None))
-    _keep(path, machine, must=cache_dir is not None)
+    seen = glance()
+    path = _entry(folder, seen)
+    machine = None if refresh else _cached(path)
+    if machine is None:
+        machine = _look(seen, progress or (lambda _message, _share: None))
+        _keep(path, machine.to_json(), must=cache_dir is not None)
+    if folder is not None and path is not None:
+        _keep(stamp.path(folder), {"machine": path.name}, must=False)
     return machine
 
 
 def known_or_glance(cache_dir: Path | None = None) -> Machine:
     """What an earlier `probe` found, if nothing changed since, else `glance`: milliseconds either way."""
+    known = _unchanged(cache_dir)
+    if known is not None:
+        return known
     seen = glance()
     return _cached(_entry(cache_dir, seen)) or seen
 
@@ -242,6 +249,12 @@ def _entry(folder: Path | None, seen: Machine) -> Path | None:
     return folder / "machines" / f"{digest}.json"
 
 
+def _unchanged(folder: Path | None) -> Machine | None:
+    """What was found when everything that the stamp covers was as it is now."""
+    filed = store.read_or_drop(stamp.path(folder)) if folder is not None else None
+    return _cached(folder / "machines" / str(filed.get("machine"))) if filed and folder is not None else None
+
+
 def _cached(path: Path | None) -> Machine | None:
     content = store.read_or_drop(path) if path is not None else None
     if content is None:
@@ -253,12 +266,12 @@ def _cached(path: Path | None) -> Machine | None:
         return None
 
 
-def _keep(path: Path | None, machine: Machine, *, must: bool) -> None:
-    """Remember the machine; that it cannot be is an error only when the caller named the folder."""
+def _keep(path: Path | None, content: Mapping[str, object], *, must: bool) -> None:
+    """Remember what was found; that it cannot be is an error only when the caller named the folder."""
     if path is None:
         return
     try:
-        store.write_json(path, machine.to_json())
+        store.write_json(path, content)
     except CacheUnwritable as error:
         if must:
             raise

@@ -19,13 +19,14 @@ from edgert.devices.backend import Source
 from edgert.errors import Cancelled, Closed, EdgertError, MissingPackage, OptionError
 from edgert.execution.pipeline import Isolation, Made, Pipeline
 from edgert.feed import Feeder
+from edgert.formats import memo
 from edgert.graph import Value
 from edgert.machine import Machine
 from edgert.plan import Objective, Plan, Receipt, Tolerance
 from edgert.tensor import Array, Data
 
 if TYPE_CHECKING:  # a bundle needs no planner, and a small box may have none of what that imports
-    from edgert.planning import Assignment
+    from edgert.planning import Assignment, Wish
 
 _log = logging.getLogger(__name__)
 DEFAULT_BUDGET_S = 10.0
@@ -113,11 +114,11 @@ def load(
         _refuse_wishes(file, objective, precision, tolerance=tolerance, targets=targets, samples=samples)
         return _unpacked(unpack.unpack(file, machine, folder, apart=isolation != "none"), isolation)
     from edgert import planning
-    from edgert.planning import Assignment, Memory, Wish
+    from edgert.planning import Assignment, Memory
 
     chosen, digest = planning.user_samples(samples)
-    wish = Wish(objective, precision, _tolerance(tolerance), _targets(targets), digest)
-    model_digest = formats.digest(file)
+    wish = wish_of(objective, precision, tolerance, targets, digest)
+    model_digest = memo.digest(file, folder)
     asked = machine
     if machine is None:
         machine = probing.probe(cache_dir=folder, progress=progress) if budget_s else probing.known_or_glance(folder)
@@ -133,6 +134,16 @@ def load(
     if not budget_s:
         model.improve(assignment, isolation, lambda: asked or probing.probe(cache_dir=folder))
     return model
+
+
+def wish_of(
+    objective: Objective, precision: str, tolerance: float | Tolerance | None, targets: Sequence[str] | None,
+    samples: str = "",
+) -> Wish:  # fmt: skip
+    """What `load`'s arguments ask of a plan; `samples` is the digest of the user's. Raises OptionError."""
+    from edgert.planning import Wish
+
+    return Wish(objective, precision, _tolerance(tolerance), _targets(targets), samples)
 
 
 def _refuse_wishes(file: Path, objective: str, precision: str, **others: object) -> None:

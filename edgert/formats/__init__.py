@@ -147,6 +147,21 @@ def _companions(path: Path, data: memoryview) -> Iterable[tuple[str, Path]]:
     return of_onnx(path, data)
 
 
+def refers(path: str | os.PathLike[str]) -> bool:
+    """Whether a model file may refer to other files, whose content then belongs to its digest.
+
+    Raises:
+        ModelNotFound: it cannot be read.
+    """
+    where = Path(os.path.abspath(path))
+    data = map_file(where)
+    if not _is_tflite(data):
+        return may_refer(data)
+    from edgert.formats.flat import has_external_buffers
+
+    return has_external_buffers(where, data)
+
+
 def may_refer(data: memoryview) -> bool:
     """Whether an ONNX file's bytes contain the key that names external data."""
     mapped = data.obj
