@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from edgert import formats
-from edgert.errors import ModelNotFound
+from edgert.errors import ModelCorrupt, ModelNotFound
 from edgert.formats import memo
 
 LONG_AGO_S = 3600.0
@@ -56,13 +57,11 @@ def test_a_file_that_changed_a_moment_ago_is_not_remembered(tmp_path: Path) -> N
 @pytest.mark.usefixtures("settled")
 def test_a_file_that_refers_to_others_is_not_remembered(tmp_path: Path) -> None:
     _write(tmp_path / "m.onnx", b"location")
-    try:
+    with suppress(ModelCorrupt):  # it is no model; what counts is that nothing was filed
         memo.digest(tmp_path / "m.onnx", tmp_path / "cache")
-    except formats.ModelCorrupt:
-        pass  # it is no model; what counts is that nothing was filed
     assert not list((tmp_path / "cache").glob("digests/*"))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFound, match="nothing.onnx"):
+    with pytest.raises(ModelNotFound, match=r"nothing\.onnx"):
         memo.digest(tmp_path / "nothing.onnx", tmp_path)
