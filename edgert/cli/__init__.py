@@ -1,4 +1,4 @@
-"""The command line: `edgert probe | plan | run | bench | demo | version`.
+"""The command line: `edgert probe | plan | run | compile | profile | bench | demo | version`.
 
 A command is one short function in a module of its own: parse, call the library, show. Nothing heavy is imported
 before a command needs it, so that `--help` is quick.
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgert.cli import bench, demo, plan, probe, run, version
+from edgert.cli import bench, compile, demo, plan, probe, profile, run, version
 from edgert.cli.console import BUG, FAILED, INTERRUPTED, show_error
 from edgert.errors import EdgertError
 
@@ -53,6 +53,8 @@ app = typer.Typer(
 app.command()(probe.probe)
 app.command()(plan.plan)
 app.command()(run.run)
+app.command("compile")(compile.compile_)
+app.command()(profile.profile)
 app.command()(bench.bench)
 app.command()(demo.demo)
 app.command()(version.version)

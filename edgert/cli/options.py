@@ -29,7 +29,9 @@ class Precision(StrEnum):
     i8 = "i8"
 
 
-ModelPath: TypeAlias = Annotated[Path, typer.Argument(metavar="MODEL", help="A .onnx or .tflite file.")]
+ModelPath: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A .onnx or .tflite file; for plan and run also a bundle.")
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, nothing else.")]
 ObjectiveOption: TypeAlias = Annotated[
     Objective, typer.Option("--objective", help="One answer soonest, or most answers a second.")

@@ -96,7 +96,7 @@ def run(  # noqa: PLR0917 - a command's options are its arguments
     with console.progress(f"planning {model.name}", quiet=as_json) as progress:
         loaded = edgert.load(model, progress=progress, **arguments)
     with loaded:
-        feed, lines = reading.fit(given, loaded.inputs, options, lambda: _random(model, seed))
+        feed, lines = reading.fit(given, loaded.inputs, options, lambda: _random(loaded.path, seed))
         result, values = loaded.run(feed), loaded.outputs
     top = None
     if names is not None or top_k is not None:
