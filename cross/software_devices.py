@@ -73,6 +73,14 @@ def install_plugins(python: str) -> None:
         _run([python, "-m", "pip", "install", "-q", *(PLUGINS[module] for module in missing)])
 
 
+def own_mirror(root: Path = Path("/etc/apt")) -> str:
+    """The first archive that this machine's own apt knows; '' when it knows none."""
+    lists = [root / "sources.list", *sorted((root / "sources.list.d").glob("*"))]
+    text = "\n".join(path.read_text(errors="replace") for path in lists if path.is_file())
+    found = re.search(r"^(?:URIs:\s*|deb\s+(?:\[[^]]*\]\s+)?)(\S+)", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
 def software_gpu(prefix: Path, mirror: str, *, refresh: bool = False) -> dict[str, str]:
     """The environment under which Vulkan shows llvmpipe, and nothing else.
 
@@ -98,6 +106,8 @@ class _Apt:
     """apt with lists, cache and sources of its own, and the system's knowledge of what is installed."""
 
     def __init__(self, state: Path, mirror: str) -> None:
+        if not mirror:
+            raise SetupError("apt knows no archive on this machine: pass --mirror URL of a Debian mirror")
         for folder in ("lists/partial", "cache/archives/partial"):
             (state / folder).mkdir(parents=True, exist_ok=True)
         self._state = state
@@ -230,7 +240,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     parser.add_argument("--prefix", type=Path, default=cache / "edgert/software-devices", help="folder to unpack into")
     parser.add_argument("--python", default=sys.executable, help="interpreter whose environment gets the plugins")
-    parser.add_argument("--mirror", default="http://deb.debian.org/debian", help="Debian mirror")
+    parser.add_argument("--mirror", default=own_mirror(), help="Debian mirror; this machine's own unless given")
     parser.add_argument("--refresh", action="store_true", help="ask the mirror again, even when all is there")
     return parser.parse_args(arguments)
 
