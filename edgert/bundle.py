@@ -440,7 +440,7 @@ def _check_plan(plan: Plan) -> None:
     cores = [core for instance in plan.instances for core in instance.cores]
     if not all(isinstance(core, int) and core >= 0 for core in cores):
         raise ValueError("an instance's cores are no numbers")
-    for value in (*plan.inputs, *plan.outputs):
+    for value in (*plan.inputs, *plan.values, *plan.outputs):
         shape = value.shape or ()
         if not isinstance(value.name, str) or (value.dtype is not None and value.dtype not in BITS):
             raise ValueError(f"value {value.name!r} has no name or an unknown element type")
@@ -448,6 +448,23 @@ def _check_plan(plan: Plan) -> None:
             raise ValueError(f"value {value.name!r} has no shape")
     if not all(isinstance(number, int | float) for number in (plan.measured_s, plan.items_per_s)):
         raise TypeError("its times are no numbers")
+    _check_segments(plan)
+
+
+def _check_segments(plan: Plan) -> None:
+    """That each segment reads what is there by then, and that the outputs are made. Raises ValueError."""
+    if len(plan.segments) == 1 and not plan.segments[0].nodes:
+        return
+    described = {value.name for value in (*plan.inputs, *plan.values, *plan.outputs)}
+    known = {value.name for value in plan.inputs}
+    for number, segment in enumerate(plan.segments):
+        unknown = [name for name in segment.inputs if name not in known]
+        unknown += [name for name in segment.outputs if name not in described]
+        if unknown or not segment.nodes:
+            raise ValueError(f"segment {number} reads or makes {unknown[:1] or 'the whole model'} out of order")
+        known.update(segment.outputs)
+    if missing := [value.name for value in plan.outputs if value.name not in known]:
+        raise ValueError(f"no segment makes output {missing[0]!r}")
 
 
 def _check_parts(bundle: Bundle, manifest: Mapping[str, Any]) -> None:

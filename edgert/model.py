@@ -157,7 +157,7 @@ def _refuse_wishes(file: Path, objective: str, precision: str, **others: object)
 
 def _unpacked(found: unpack.Unpacked, isolation: Isolation) -> Model:
     try:
-        pipeline = Pipeline(found.plan, found.source, found.machine, found.compiled, isolation)
+        pipeline = Pipeline(found.plan, found.source, found.machine, found.compiled, isolation, parts=found.parts)
     except BaseException:
         found.release()
         raise

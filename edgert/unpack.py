@@ -25,6 +25,7 @@ from edgert.bundle import Bundle
 from edgert.devices import probe as probing
 from edgert.devices.backend import Source
 from edgert.errors import CacheUnwritable, EdgertError, ModelUnsupported
+from edgert.execution.segments import Parts
 from edgert.machine import Device, Machine
 from edgert.measure import REMOTES
 from edgert.plan import Instance, Plan, Segment, Verification
@@ -45,8 +46,8 @@ class Unpacked:
     """The bundle's own; or one made of its fallbacks, when `reason` is set."""
     source: Source
     """The whole model."""
-    segments: tuple[Path, ...]
-    """The model file of each of the plan's segments."""
+    parts: Parts
+    """The model files of the plan's segments."""
     machine: Machine
     """The one at hand."""
     compiled: Path | None
@@ -55,6 +56,19 @@ class Unpacked:
     """Why a fallback answers; '' when the plan itself does."""
     release: Callable[[], None]
     """To be called when nothing reads the files any more."""
+
+
+class _Laid(Parts):
+    """The segments' files of a bundle, laid down and checked already."""
+
+    def __init__(self, model: Source, read: Bundle, files: Path) -> None:
+        super().__init__(model, files)
+        self._files = {
+            segment.nodes: files / name for segment, name in zip(read.plan.segments, read.segments, strict=True)
+        }
+
+    def file(self, nodes: Sequence[str], keep: Sequence[str] = ()) -> Path:
+        return self._files[tuple(nodes)]
 
 
 def unpack(path: Path, machine: Machine | None, folder: Path | None, *, apart: bool) -> Unpacked:
@@ -76,20 +90,19 @@ def unpack(path: Path, machine: Machine | None, folder: Path | None, *, apart: b
     files, release = _lay_down(read, folder)
     try:
         source = _source(read, files / read.model)
+        parts = _Laid(source, read, files)
         compiled = store.subfolder(folder, "compiled", read.plan.model[:16])
         reasons = [f"made for another machine: {'; '.join(found)}"] if found else []
         for plan in _rungs(read, here, own=not found, reasons=reasons):
-            names = read.segments if plan.segments == read.plan.segments else (read.model,)
-            paths = tuple(files / name for name in names)
             try:
                 if apart:
-                    _prove(plan, source, paths, here, store.subfolder(folder, "bundles", read.key))
+                    _prove(plan, parts, here, store.subfolder(folder, "bundles", read.key))
             except EdgertError as error:
-                reasons.append(f"{', '.join(map(str, plan.targets))}: {error.message}")
+                reasons.append(f"{' and '.join(map(str, plan.targets))}: {error.message}")
                 continue
             if reasons:
                 _log.warning("%s: fallback %s: %s", path.name, plan.targets[0], "; ".join(reasons))
-            return Unpacked(plan, source, paths, here, compiled, "; ".join(reasons), release)
+            return Unpacked(plan, source, parts, here, compiled, "; ".join(reasons), release)
     except BaseException:
         release()
         raise
@@ -249,6 +262,8 @@ def _fallback_plan(plan: Plan, target: Target, rest: Sequence[Target], here: Mac
         segments=(Segment(target, (), inputs, outputs),),
         instances=(Instance(0),),
         transfers=(),
+        values=(),
+        predicted_s=0.0,
         fallbacks=tuple(rest),
         verification=Verification("", reason="it was checked on another machine, not here"),
         measured_s=0.0,
@@ -263,7 +278,7 @@ def _source(read: Bundle, path: Path) -> Source:
     return Source(path, plan.format, plan.inputs, plan.outputs, plan.own_precision)
 
 
-def _prove(plan: Plan, source: Source, paths: Sequence[Path], here: Machine, kept: Path | None) -> None:
+def _prove(plan: Plan, parts: Parts, here: Machine, kept: Path | None) -> None:
     """Prepare what runs in this process in a child first, once for each machine and content (remembered in `kept`).
 
     Raises:
@@ -275,12 +290,15 @@ def _prove(plan: Plan, source: Source, paths: Sequence[Path], here: Machine, kep
     marker = kept / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json" if kept else None
     if marker is not None and store.read_or_drop(marker):
         return
-    for target, path in zip(plan.targets, paths, strict=True):
+    values = {value.name: value for value in (*plan.inputs, *plan.values, *plan.outputs)}
+    for segment in plan.segments:
+        target = segment.target
         if not target.device.startswith("cpu"):
             continue
+        source, device = parts.source(segment, values), here.device(target.device)
         remote = REMOTES.borrow(f"{target.backend}@{target.device}")
         try:
-            remote.prepare(replace(source, path=path), target, here.device(target.device), timeout_s=_PREPARE_LIMIT_S)
+            remote.prepare(source, target, device, timeout_s=_PREPARE_LIMIT_S)
         finally:
             REMOTES.give_back(remote)
     if marker is not None:

@@ -148,15 +148,25 @@ class Pipeline:
     """Runs requests of one plan. Thread-safe."""
 
     def __init__(
-        self, plan: Plan, source: Source, machine: Machine, cache: Path | None = None, isolation: Isolation = "auto"
-    ) -> None:
+        self, plan: Plan, source: Source, machine: Machine, cache: Path | None = None, isolation: Isolation = "auto",
+        *, parts: Parts | None = None,
+    ) -> None:  # fmt: skip
         """Prepare the plan's segments, or the first fallback that prepares.
+
+        Args:
+            plan: what to run.
+            source: the whole model.
+            machine: where.
+            cache: folder for what backends compile and for the segments' files.
+            isolation: as for `edgert.load`.
+            parts: the segments' files, where they are there already; else they are cut from the model.
 
         Raises:
             DeviceLost: neither the plan's targets nor any fallback prepares; with each one's reason.
         """
         self.plan = plan
         self._source, self._machine, self._cache, self._isolation = source, machine, cache, isolation
+        self._parts = parts
         self._lock = threading.Lock()
         self._closed = False
         self._remotes: list[Remote] = []
@@ -285,7 +295,7 @@ class Pipeline:
         if self._cache is None and self._temporary is None:
             self._temporary = TemporaryDirectory(prefix="edgert-")
         folder = self._cache or Path(self._temporary.name if self._temporary else ".")
-        parts = Parts(self._source, folder / "segments")
+        parts = self._parts or Parts(self._source, folder / "segments")
         values = {value.name: value for value in (*plan.inputs, *plan.values, *plan.outputs)}
         prepared: list[_Prepared] = []
         try:
