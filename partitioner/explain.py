@@ -33,7 +33,7 @@ class Known:
     predicted_s: float = 0.0
     """By the solver, from the costs of its blocks; 0 when nothing was predicted."""
     measured_s: float = 0.0
-    """p50 in the plan that ships; 0 when not measured."""
+    """Median of one run of it; 0 when not measured apart from the plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ class Wanted:
 
 
 def known_of(plan: Plan) -> tuple[Known, ...]:
-    """What a plan itself tells of its segments; of one segment its candidates and the whole time."""
-    if len(plan.segments) != 1:
-        return tuple(Known() for _ in plan.segments)
-    return (Known(plan.candidates, 0.0, plan.measured_s),)
+    """What a plan itself tells of its segments; its candidates and predictions are for one segment that is all."""
+    if len(plan.segments) == 1:
+        return (Known(plan.candidates, plan.predicted_s, plan.measured_s),)
+    return tuple(Known(measured_s=segment.measured_s) for segment in plan.segments)
 
 
 def explain(plan: Plan, graph: Graph, known: Sequence[Known] | None = None) -> str:
@@ -74,20 +74,29 @@ def explain(plan: Plan, graph: Graph, known: Sequence[Known] | None = None) -> s
     for number, run in enumerate(runs):
         lines += ["", f"segment {number + 1} of {len(runs)}: {plan.segments[number].target}"]
         lines += [f"  {what:<9} {text}" for what, text in _segment(plan, graph, number, run, known[number])]
-    lines += ["", *_wanted_lines(most_wanted(graph, plan, known))]
+    lines += ["", *_whole_lines(plan), *_wanted_lines(most_wanted(graph, plan, known))]
     lines += [f"falls to    {', '.join(map(str, plan.fallbacks)) or 'nothing: the plan has no fallback'}"]
     lines += [f"note        {note}" for note in plan.notes]
+    lines += ["", "candidates, each for the whole model:", *map(_candidate, plan.candidates)] if plan.candidates else []
     return "\n".join(lines)
 
 
+def _candidate(row: Row) -> str:
+    time = time_text(row.timing.p50_s) if row.timing else ""
+    return f"  {row.target!s:<36} {time:>9}  {row.outcome:<8} {row.reason}".rstrip()
+
+
 def most_wanted(graph: Graph, plan: Plan, known: Sequence[Known]) -> tuple[Wanted, ...]:
-    """Operations that refusals name, the one with most time at stake first, then with most targets."""
+    """Operations that refusals name, the one with most time at stake first, then with most targets.
+
+    Counts refusals of a segment, and those of the whole model because of an operation that the segment holds.
+    """
     runs = running_order(segment_of(graph, plan))
     targets: dict[str, dict[Target, None]] = {}
     segments: dict[str, dict[int, None]] = {}
     for number, run in enumerate(runs):
         ops = dict.fromkeys(node.op for node in _deep(graph.nodes[index] for index in run))
-        for row in known[number].rows:
+        for row in (*known[number].rows, *plan.candidates):
             for op in ops if row.outcome == "refused" else ():
                 if _names(row.reason, op):
                     targets.setdefault(op, {})[row.target] = None
@@ -122,6 +131,8 @@ def _head(plan: Plan) -> Iterator[str]:
     speed = f"{time_text(plan.measured_s)} a request" if plan.measured_s else "not timed"
     if plan.items_per_s:
         speed += f", {plan.items_per_s:.0f} items/s with {len(plan.instances)} instance(s)"
+    if plan.predicted_s:
+        speed += f", {time_text(plan.predicted_s)} predicted"
     yield f"plan {plan.id} for {plan.objective}, precision {plan.precision}: {count} segment(s), {speed}"
     check = plan.verification
     yield f"checked     {check.reference or 'no'}{f' ({check.reason})' if check.reason else ''}"
@@ -142,7 +153,9 @@ def _segment(plan: Plan, graph: Graph, number: int, run: Sequence[int], known: K
     times = [f"{time_text(time_s)} {how}" for time_s, how in
              ((known.measured_s, "measured"), (known.predicted_s, "predicted")) if time_s]  # fmt: skip
     yield "time", ", ".join(times) or "not measured by itself"
-    yield "cause", _cause(segment.target, known.rows)
+    yield "cause", segment.cause or _cause(segment.target, known.rows)
+    if segment.errors:
+        yield "checked", f"off by at most {max(error.range_fraction for error in segment.errors):.2g} of the range"
     for what, text in zip(("instead", *[""] * len(known.rows)), _others(segment.target, known.rows), strict=False):
         yield what, text
     for transfer in plan.transfers:
@@ -207,6 +220,15 @@ def _tolerance(row: Row) -> str:
     if any(error.mismatch for error in row.errors) or not math.isfinite(share):
         return "no tolerance admits it"
     return f"it is let in by --tolerance {float(f'{share * 1.05:.2g}'):g} or more"
+
+
+def _whole_lines(plan: Plan) -> Iterator[str]:
+    """What the best plan that does not split would take."""
+    timed = [row for row in plan.candidates if row.outcome == "ok" and row.timing]
+    if len(plan.segments) > 1 and timed and plan.measured_s:
+        best = min(timed, key=_p50)
+        ratio = _p50(best) / plan.measured_s
+        yield f"not split   {best.target} takes {time_text(_p50(best))}, {ratio:.2f}x the time of this plan"
 
 
 def _wanted_lines(wanted: Sequence[Wanted]) -> Iterator[str]:

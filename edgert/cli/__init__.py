@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgert.cli import bench, compile, demo, plan, probe, profile, run, version
+from edgert.cli import bench, compile, demo, plan, plan_diff, probe, profile, run, version
 from edgert.cli.console import BUG, FAILED, INTERRUPTED, show_error
 from edgert.errors import EdgertError
 
@@ -28,7 +28,14 @@ EXITS = (
 
 
 class Commands(TyperGroup):
-    """Turns the errors that edgert raises on purpose into one line and exit code 1, and Ctrl-C into 130."""
+    """Takes commands of two words, and turns the errors that edgert raises on purpose into one line and exit code 1,
+    and Ctrl-C into 130.
+    """
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        # `plan MODEL` takes a path, so `diff` cannot be a command below it; a model of that name is ./diff.
+        words = " ".join(args[:2])
+        return super().resolve_command(ctx, [words, *args[2:]] if words in self.commands else args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -52,6 +59,7 @@ app = typer.Typer(
 )
 app.command()(probe.probe)
 app.command()(plan.plan)
+app.command("plan diff")(plan_diff.plan_diff)
 app.command()(run.run)
 app.command("compile")(compile.compile_)
 app.command()(profile.profile)
