@@ -1,4 +1,4 @@
-"""`compile_model`: plan a model for this machine or another one, and pack all that it takes to run it there."""
+"""Plan a model for this machine or another one (`plan_model`), and pack all that it takes to run it there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgert.devices import probe as probing
 from edgert.errors import OptionError
 from edgert.machine import Machine
 from edgert.model import DEFAULT_BUDGET_S, load, wish_of
-from edgert.plan import Objective, Tolerance
+from edgert.plan import Objective, Plan, Tolerance
 from edgert.planning.offline import plan_from_profile, profile_of
 from edgert.profile import Profile
 
@@ -51,20 +51,43 @@ def compile_model(
             version; `output` cannot be written.
         EdgertError: what `edgert.load` raises.
     """
+    plan, machine, profile = plan_model(
+        model, machine=machine, profile=profile, objective=objective, tolerance=tolerance, precision=precision,
+        targets=targets, budget_s=budget_s, cache_dir=cache_dir, progress=progress,
+    )  # fmt: skip
+    return bundle.write(output, model, plan, machine, profile)
+
+
+def plan_model(
+    model: Path,
+    *,
+    machine: Machine | None = None,
+    profile: Profile | None = None,
+    objective: Objective = "latency",
+    tolerance: float | Tolerance | None = None,
+    precision: str = "own",
+    targets: Sequence[str] | None = None,
+    budget_s: float = DEFAULT_BUDGET_S,
+    cache_dir: Path | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> tuple[Plan, Machine, Profile]:
+    """The plan that `compile_model` packs, the machine that it is for and the profile that it was chosen by.
+
+    Arguments and errors are those of `compile_model`.
+    """
     if bundle.is_bundle(model):
         raise OptionError(f"{model} is a bundle already.", "Give the model that it was made from.")
     if profile is not None:
         machine = machine or probing.probe(cache_dir=store.folder(cache_dir), progress=progress)
         wish = wish_of(objective, precision, tolerance, targets)
-        plan = plan_from_profile(formats.open_model(model), machine, wish, profile)
-        return bundle.write(output, model, plan, machine, profile)
+        return plan_from_profile(formats.open_model(model), machine, wish, profile), machine, profile
     machine = _at_hand(machine, probing.probe(cache_dir=store.folder(cache_dir), progress=progress))
     with load(
         model, objective=objective, tolerance=tolerance, precision=precision, targets=targets, machine=machine,
         budget_s=budget_s, cache_dir=cache_dir, progress=progress,
     ) as loaded:  # fmt: skip
         plan = loaded.plan
-    return bundle.write(output, model, plan, machine, profile_of(plan))
+    return plan, machine, profile_of(plan)
 
 
 def _at_hand(asked: Machine | None, here: Machine) -> Machine:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from edgert import bundle, store
 from edgert.bundle import Bundle
+from edgert.devices import BACKENDS
 from edgert.devices import probe as probing
 from edgert.devices.backend import Source
 from edgert.errors import CacheUnwritable, EdgertError, ModelUnsupported
@@ -115,11 +116,12 @@ def unpack(path: Path, machine: Machine | None, folder: Path | None, *, apart: b
 
 
 def _here(read: Bundle, folder: Path | None) -> Machine:
-    """The machine at hand; its GPUs and NPUs are looked for only when the plan names one."""
+    """The machine at hand; what takes time to look at (GPUs, NPUs, others' backends) only when the plan names it."""
     seen = probing.known_or_glance(folder)
     known = {device.id for device in seen.devices}
-    asked = {target.device for target in (*read.plan.targets, *read.plan.fallbacks)}
-    return seen if asked <= known else probing.probe(cache_dir=folder)
+    asked = (*read.plan.targets, *read.plan.fallbacks)
+    glanced = all(target.device in known and target.backend in BACKENDS for target in asked)
+    return seen if glanced else probing.probe(cache_dir=folder)
 
 
 # ---- does it fit

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -196,6 +197,13 @@ def bare(made, folder, stubs):
         [sys.executable, "-c", BARE, made, folder], capture_output=True, text=True, timeout=120, check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(stubs), *filter(None, [os.environ.get("PYTHONPATH")])])},
     )  # fmt: skip
+
+
+def test_two_processes_that_open_one_bundle_at_once_both_answer(alone, x, stubs, tmp_path):
+    np.save(tmp_path / "x.npy", x)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: bare(alone, tmp_path, stubs), range(2)))
+    assert [done.returncode for done in both] == [0, 0], both
 
 
 def test_neither_planner_nor_reader_nor_solver_is_needed(alone, x, stubs, tmp_path):

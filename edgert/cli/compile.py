@@ -12,11 +12,13 @@ from edgert.cli import console
 from edgert.cli.options import (
     BudgetOption,
     Json,
+    MachineOption,
     ModelPath,
     Objective,
     ObjectiveOption,
     Precision,
     PrecisionOption,
+    ProfileOption,
     TargetsOption,
     ToleranceOption,
     load_arguments,
@@ -31,12 +33,8 @@ def compile_(  # noqa: PLR0917 - a command's options are its arguments
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The bundle; else MODEL with .edgert for its suffix.")
     ] = None,
-    machine: Annotated[
-        Path | None, typer.Option("--machine", help="Plan for this one, as `edgert probe --json` described it.")
-    ] = None,
-    profile: Annotated[
-        Path | None, typer.Option("--profile", help="Measure nothing: plan from what `edgert profile` stored there.")
-    ] = None,
+    machine: MachineOption = None,
+    profile: ProfileOption = None,
     objective: ObjectiveOption = Objective.latency,
     precision: PrecisionOption = Precision.own,
     tolerance: ToleranceOption = None,

@@ -50,6 +50,12 @@ TargetsOption: TypeAlias = Annotated[
 BudgetOption: TypeAlias = Annotated[
     float, typer.Option("--budget", min=0.0, help="Seconds to spend on measuring before the first answer.")
 ]
+MachineOption: TypeAlias = Annotated[
+    Path | None, typer.Option("--machine", help="Plan for this one, as `edgert probe --json` described it.")
+]
+ProfileOption: TypeAlias = Annotated[
+    Path | None, typer.Option("--profile", help="Measure nothing: plan from what `edgert profile` stored there.")
+]
 
 
 def load_arguments(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -13,11 +14,13 @@ from edgert.cli import console
 from edgert.cli.options import (
     BudgetOption,
     Json,
+    MachineOption,
     ModelPath,
     Objective,
     ObjectiveOption,
     Precision,
     PrecisionOption,
+    ProfileOption,
     TargetsOption,
     ToleranceOption,
     load_arguments,
@@ -41,6 +44,8 @@ def plan(  # noqa: PLR0917 - a command's options are its arguments
     import_placement: Annotated[
         Path | None, typer.Option(help="Only the targets that this .onnx's device configuration names.")
     ] = None,
+    machine: MachineOption = None,
+    profile: ProfileOption = None,
     objective: ObjectiveOption = Objective.latency,
     precision: PrecisionOption = Precision.own,
     tolerance: ToleranceOption = None,
@@ -48,19 +53,14 @@ def plan(  # noqa: PLR0917 - a command's options are its arguments
     budget: BudgetOption = 10.0,
     as_json: Json = False,
 ) -> None:
-    """Find the fastest correct way to run MODEL here, and show it."""
-    import edgert
-
+    """Find the fastest correct way to run MODEL here, or on the machine that is described, and show it."""
     if draw is not None and draw.suffix not in (".svg", ".html"):
         raise OptionError(f"{str(draw)!r} is neither .svg nor .html.", "Name the picture plan.svg or plan.html.")
     if import_placement is not None:
         targets = [*(targets or ()), *_placed(import_placement)]
     arguments = load_arguments(objective, precision, tolerance, targets, budget)
-    with (
-        console.progress(f"planning {model.name}", quiet=as_json) as progress,
-        edgert.load(model, progress=progress, **arguments) as loaded,
-    ):
-        made = loaded.plan
+    with console.progress(f"planning {model.name}", quiet=as_json) as progress:
+        made = _made(model, machine, profile, {**arguments, "progress": progress})
     if output is not None:
         text = json.dumps(made.to_json(), indent=2) + "\n"
         console.write_file(output, lambda beside: _store(beside, text))
@@ -77,6 +77,20 @@ def plan(  # noqa: PLR0917 - a command's options are its arguments
         from edgert.cli.views import plan_view
 
         console.show(plan_view(made))
+
+
+def _made(model: Path, machine: Path | None, profile: Path | None, arguments: Mapping[str, Any]) -> Plan:
+    if machine is None and profile is None:
+        import edgert
+
+        with edgert.load(model, **arguments) as loaded:
+            return loaded.plan
+    from edgert.compile import plan_model
+    from edgert.planning.offline import read_machine, read_profile
+
+    there = None if machine is None else read_machine(machine)
+    known = None if profile is None else read_profile(profile)
+    return plan_model(model, machine=there, profile=known, **arguments)[0]
 
 
 def _store(path: Path, text: str) -> None:

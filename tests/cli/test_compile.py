@@ -55,6 +55,11 @@ def test_a_bundle_is_made_from_a_machine_and_a_profile(files):
     assert made.plan.verification.verified
 
 
+def test_a_plan_can_be_made_from_the_same_two_files(edgert, files):
+    there = ("--machine", files / "machine.json", "--profile", files / "profile.json")
+    assert json.loads(edgert("plan", MODEL, *there, "--json").stdout)["id"] == read(files / "digits.edgert").plan.id
+
+
 def test_a_bundle_runs_and_names_its_plan(edgert, files):
     bundle = files / "digits.edgert"
     document = json.loads(edgert("run", bundle, "-i", "random", "--json").stdout)
