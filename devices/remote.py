@@ -4,6 +4,7 @@ without harm.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -33,8 +34,9 @@ class _Here:
     alive = True
     pid = os.getpid()
 
-    def __init__(self) -> None:
-        self._host = Host()
+    def __init__(self, service: str) -> None:
+        module, _, kind = service.partition(":")
+        self._host: Host = getattr(importlib.import_module(module), kind)()
 
     def call(
         self, method: str, body: Mapping[str, Any] | None, data: Mapping[str, Data] | None, *, timeout_s: float | None
@@ -49,13 +51,14 @@ class _Here:
 class Remote:
     """A child that hosts backends. Started when first needed, and again after it died."""
 
-    def __init__(self, name: str, *, memory_limit_bytes: int | None = None) -> None:
+    def __init__(self, name: str, *, memory_limit_bytes: int | None = None, service: str = _SERVICE) -> None:
         """Args:
         name: for messages: what it is used for.
         memory_limit_bytes: as in `Child`.
+        service: as in `Child`; a `Host`, or what extends it.
         """
         self.name = name
-        self._memory_limit_bytes = memory_limit_bytes
+        self._memory_limit_bytes, self._service = memory_limit_bytes, service
         self._child: Child | _Here | None = None
         self.generation = 0
         """Counts the starts: what was prepared in an earlier generation is gone."""
@@ -70,9 +73,9 @@ class Remote:
         if self._child is None or not self._child.alive:
             self.close()
             if sys.platform == "linux":
-                self._child = Child(_SERVICE, name=self.name, memory_limit_bytes=self._memory_limit_bytes)
+                self._child = Child(self._service, name=self.name, memory_limit_bytes=self._memory_limit_bytes)
             else:
-                self._child = _Here()
+                self._child = _Here(self._service)
             self.generation += 1
 
     def call(

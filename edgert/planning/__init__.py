@@ -21,6 +21,7 @@ from edgert.planning.candidates import LAST_RESORT, Candidates, candidates
 from edgert.planning.choose import Choice, check, fastest, latency_choice, standing, throughput_choice
 from edgert.planning.reference import Checker, Reference, evaluate, settle
 from edgert.planning.remember import Memory, Wish
+from edgert.planning.split import Setting, consider
 from edgert.planning.trials import Course, Trial, Trials
 from edgert.profile import Row, Target, Timing
 from edgert.samples import digest_of, synthesise
@@ -130,7 +131,8 @@ def _measured(
         choice = throughput_choice(rows, trials, work, say)
     else:
         choice = latency_choice(rows)
-    return _plan(assignment, choice, found, reference)
+    plan = _plan(assignment, choice, found, reference)
+    return consider(plan, Setting(assignment, course, work, standing(trials), reference, checker, say))
 
 
 def _untried(assignment: Assignment, trials: Sequence[Trial], found: Candidates) -> Plan:

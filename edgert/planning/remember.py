@@ -92,14 +92,15 @@ class Memory:
         profile = Profile(
             self.model,
             self.machine.fingerprint,
-            self._versions(),
+            self.versions(),
             samples or "synthesised:0",
             reference,
             tuple(known.values()),
         )
         self._write(path, profile.to_json())
 
-    def _versions(self) -> dict[str, str]:
+    def versions(self) -> dict[str, str]:
+        """Backend -> version, of those that are usable."""
         return {backend.name: backend.version for backend in self.machine.backends if backend.usable}
 
     def _path(self, kind: str, wish: Wish | str) -> Path | None:
@@ -107,7 +108,7 @@ class Memory:
             return None
         asked = asdict(wish) if isinstance(wish, Wish) else wish
         health = [(reach.backend, reach.device, reach.variant, reach.health) for reach in self.machine.reaches]
-        key = [_FORMAT, self.machine.fingerprint, self._versions(), sorted(health), asked]
+        key = [_FORMAT, self.machine.fingerprint, self.versions(), sorted(health), asked]
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         return self.folder / kind / self.model[:16] / f"{name}.json"
 

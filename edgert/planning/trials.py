@@ -72,6 +72,13 @@ class Trials:
         for remote in self._remotes.values():
             REMOTES.give_back(remote)
 
+    def remote(self, target: Target) -> Remote:
+        """The child in which a target is tried; it is kept until the end."""
+        name = _child_name(target)
+        if name not in self._remotes:
+            self._remotes[name] = REMOTES.borrow(name)
+        return self._remotes[name]
+
     def run(self, targets: Sequence[Target], progress: Callable[[Target], None] = lambda _: None) -> list[Trial]:
         """Try the targets in the given order; those of different libraries side by side.
 
@@ -80,10 +87,8 @@ class Trials:
         groups: dict[str, list[Target]] = {}
         for target in targets:
             groups.setdefault(_child_name(target), []).append(target)
-        for name in groups:
-            if name not in self._remotes:
-                self._remotes[name] = REMOTES.borrow(name)
-                self._remotes[name].start()
+        for alike in groups.values():
+            self.remote(alike[0]).start()
         with ThreadPoolExecutor(max_workers=max(1, len(groups))) as pool:
             found = pool.map(lambda item: self._group(item[0], item[1], progress), groups.items())
             trials = {trial.row.target: trial for group in found for trial in group}

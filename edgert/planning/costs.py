@@ -1,0 +1,147 @@
+"""What blocks cost on targets, and what moving values between devices costs: measured, then made into a `Problem`."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgert import store
+from edgert.devices.remote import Remote
+from edgert.errors import CacheUnwritable
+from edgert.machine import Link
+from edgert.partitioner.cuts import flows_of, weights_of
+from edgert.partitioner.problem import BlockSpec, DeviceSpec, Problem, TargetSpec
+from edgert.planning.capability import Capability
+from edgert.planning.workshop import Workshop
+from edgert.planning.workshop import seconds as row_seconds
+from edgert.profile import Row, Target
+
+_log = logging.getLogger(__name__)
+_LINK_BYTES = (1 << 10, 1 << 14, 1 << 18, 1 << 22)
+"""Sizes at which a link is measured: a small tensor to a large one."""
+_LINK_REPEATS = 7
+_LINK_SAMPLE = "link"
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What was measured of each block, alone."""
+
+    seconds: Mapping[Target, Mapping[int, float]]
+    """Target -> number of a block -> fastest run of it alone, call overhead included."""
+    refused: Mapping[Target, Mapping[int, Row]]
+    complete: bool
+    """Whether every block that a target takes was measured there."""
+
+
+def measure_blocks(workshop: Workshop, found: Sequence[Capability]) -> Costs:
+    """Time every block on every target that takes it, equal ones once, while there is time."""
+    seconds: dict[Target, dict[int, float]] = {each.target: {} for each in found}
+    refused = {each.target: dict(each.refused) for each in found}
+    complete = True
+    for number, block in enumerate(workshop.blocks):
+        workshop.say(f"timing block {number + 1} of {len(workshop.blocks)} ({block.id})")
+        for each in found:
+            if number not in each.taken:
+                continue
+            if not workshop.in_time:
+                complete = False
+                continue
+            row = workshop.ask([number], each.target)
+            if row.outcome == "ok":
+                seconds[each.target][number] = row_seconds(row)
+            else:
+                refused[each.target][number] = row  # taken within a stretch, and not alone
+                workshop.convict(number, row)
+    return Costs(seconds, refused, complete)
+
+
+def problem_of(workshop: Workshop, costs: Costs, factors: Mapping[Target, float], links: Sequence[Link]) -> Problem:
+    """The placement problem of these costs.
+
+    The shortest call of a target stands for its call overhead, which a segment pays once and not for each of its
+    blocks. `factors` corrects for what fusion saves: measured time of a whole segment over the sum of its blocks.
+    """
+    targets = [target for target, known in costs.seconds.items() if known]
+    launch = {target: min(costs.seconds[target].values()) for target in targets}
+    blocks = []
+    for number, block in enumerate(workshop.blocks):
+        cost = {
+            str(target): factors.get(target, 1.0) * max(0.0, costs.seconds[target][number] - launch[target])
+            for target in targets
+            if number in costs.seconds[target]
+        }
+        why = {str(t): rows[number].reason for t, rows in costs.refused.items() if number in rows and t in targets}
+        blocks.append(BlockSpec(block.id, cost, weights_of(workshop.file.graph, block), block.group, why))
+    devices = {target.device: workshop.course.machine.device(target.device) for target in targets}
+    return Problem(
+        tuple(blocks),
+        tuple(DeviceSpec(device.id, device.memory_bytes or float("inf")) for device in devices.values()),
+        tuple(TargetSpec(str(target), target.device, launch_s=launch[target]) for target in targets),
+        flows_of(workshop.file.graph, workshop.blocks, workshop.size),
+        tuple(links),
+    )
+
+
+def measure_links(devices: Mapping[str, Remote]) -> tuple[Link, ...]:
+    """Links between the CPU and each device whose segments run in a child, and between any two of those.
+
+    What is measured is what a transfer really takes: the arrays' way into the child, at several sizes; latency and
+    bandwidth are fitted by least squares. The device's own copy is part of its blocks' time. The way back is the same
+    socket and the same code, and is taken to cost the same. Between two children a value passes through this process.
+
+    Args:
+        devices: device id -> the child in which it is driven; without the CPU.
+    """
+    one_way = {device: _fit(remote) for device, remote in devices.items()}
+    links = []
+    for device, (latency_s, rate) in one_way.items():
+        links += [Link("cpu:0", device, latency_s, rate), Link(device, "cpu:0", latency_s, rate)]
+        for other, (other_s, other_rate) in one_way.items():
+            if other != device:
+                links.append(Link(device, other, latency_s + other_s, 1 / (1 / rate + 1 / other_rate)))
+    return tuple(links)
+
+
+def _fit(remote: Remote) -> tuple[float, float]:
+    """Latency in seconds and bytes per second of the way into a child."""
+    remote.start()
+    medians = []
+    for size in _LINK_BYTES:
+        array = np.zeros(size, np.uint8)
+        times = []
+        for _ in range(_LINK_REPEATS):
+            started_s = time.perf_counter()
+            remote.hold(_LINK_SAMPLE, {"x": array})
+            times.append(time.perf_counter() - started_s)
+        medians.append(statistics.median(times[1:]))
+    remote.hold(_LINK_SAMPLE, {})
+    slope, latency_s = np.polyfit(_LINK_BYTES, medians, 1, w=1 / np.asarray(medians))
+    return max(float(latency_s), 1e-7), 1 / max(float(slope), 1e-12)
+
+
+def remembered_links(workshop: Workshop, devices: Mapping[str, Remote]) -> tuple[Link, ...]:
+    """As `measure_links`, once for a machine: kept in the cache."""
+    folder = workshop.memory.parent.parent.parent / "links" if workshop.memory else None
+    path = folder / f"{workshop.course.machine.fingerprint}.json" if folder else None
+    content = store.read_or_drop(path) if path else None
+    try:
+        known = tuple(Link(**item) for item in (content or {"links": []})["links"])
+    except (KeyError, TypeError) as error:
+        _log.warning("links in %s are of another form (%s): measuring again", path, error)
+        known = ()
+    if known and {link.sink for link in known} - {"cpu:0"} >= devices.keys():
+        return known
+    links = measure_links(devices)
+    if path is not None and links:
+        try:
+            fields = ("source", "sink", "latency_s", "bandwidth_bytes_per_s")
+            store.write_json(path, {"links": [{name: getattr(link, name) for name in fields} for link in links]})
+        except CacheUnwritable as error:
+            _log.warning("%s The links are measured again next time.", error.message)
+    return links

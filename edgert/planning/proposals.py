@@ -1,0 +1,195 @@
+"""Ways to split a model that may pay: from what targets take, and what blocks cost, to pieces measured as a whole."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from edgert.errors import Infeasible
+from edgert.machine import Link
+from edgert.partitioner.cuts import flows_of
+from edgert.partitioner.evaluate import evaluate
+from edgert.partitioner.problem import BlockSpec, DeviceSpec, Problem, TargetSpec
+from edgert.partitioner.solve import solve
+from edgert.planning.capability import Capability
+from edgert.planning.costs import Costs, problem_of
+from edgert.planning.workshop import Workshop, seconds
+from edgert.profile import Row, Target
+
+_log = logging.getLogger(__name__)
+_SOLVE_S = 2.0
+_ROUNDS = 3
+"""How often costs are corrected by what whole segments took, and solved again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Blocks that run as one segment."""
+
+    target: Target
+    blocks: tuple[int, ...]
+    """Numbers, rising."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A model in pieces."""
+
+    pieces: tuple[Piece, ...]
+    """In an order in which they can run; at least two."""
+    rows: tuple[Row, ...] = field(compare=False)
+    """What came of each piece as one segment."""
+    predicted_s: float = field(compare=False)
+    cause: str = field(compare=False)
+    """Where it comes from, and why the pieces are where they are."""
+
+    def __str__(self) -> str:
+        return " -> ".join(f"{piece.target} ({len(piece.blocks)} blocks)" for piece in self.pieces)
+
+
+Placement = Mapping[int, Target]
+"""Number of a block -> where it runs."""
+
+
+def by_capability(workshop: Workshop, found: Sequence[Capability]) -> list[tuple[Placement, str]]:
+    """For each target that takes a part of the model: that part there, every other block where it is fastest alone."""
+    placements = []
+    for each in found:
+        if not each.refused or not each.taken:
+            continue
+        own = each.taken - _with_group(workshop, each.refused.keys())
+        placement: dict[int, Target] = dict.fromkeys(own, each.target)
+        for number in range(len(workshop.blocks)):
+            if number not in placement:
+                others = [other.target for other in found if other is not each and number in other.taken]
+                best = _fastest(workshop, number, others)
+                if best is None:
+                    break
+                placement[number] = best
+        else:
+            names = ", ".join(workshop.blocks[number].id for number in sorted(each.refused)[:3])
+            more = f" and {len(each.refused) - 3} more" if len(each.refused) > 3 else ""
+            placements.append((_one_target_a_group(workshop, placement), f"{each.target} takes all but {names}{more}"))
+    return placements
+
+
+def _with_group(workshop: Workshop, numbers: Collection[int]) -> set[int]:
+    """The blocks, and those that share a target with one of them."""
+    chosen = set(numbers)
+    groups = {workshop.blocks[number].group for number in chosen} - {""}
+    return chosen | {number for number, block in enumerate(workshop.blocks) if block.group in groups}
+
+
+def _one_target_a_group(workshop: Workshop, placement: Mapping[int, Target]) -> Placement:
+    """Blocks that share a large constant go where the first of them is."""
+    first: dict[str, Target] = {}
+    for number, block in enumerate(workshop.blocks):
+        if block.group:
+            first.setdefault(block.group, placement[number])
+    return {n: first.get(workshop.blocks[n].group, target) for n, target in placement.items()}
+
+
+def _fastest(workshop: Workshop, number: int, targets: Sequence[Target]) -> Target | None:
+    rows = [workshop.ask([number], target) for target in targets]
+    return (
+        min((row for row in rows if row.outcome == "ok"), key=seconds).target
+        if any(row.outcome == "ok" for row in rows)
+        else None
+    )
+
+
+def pieces_of(workshop: Workshop, placement: Placement) -> tuple[Piece, ...]:
+    """A placement as convex pieces in an order in which they can run.
+
+    Raises:
+        Infeasible: blocks of one group are on different targets.
+    """
+    targets = {str(target): target for target in placement.values()}
+    names = {block.id: number for number, block in enumerate(workshop.blocks)}
+    rules = Problem(
+        tuple(BlockSpec(b.id, {str(placement[n]): 1.0}, group=b.group) for n, b in enumerate(workshop.blocks)),
+        (DeviceSpec("any"),), tuple(TargetSpec(name, "any") for name in targets),
+        flows_of(workshop.file.graph, workshop.blocks),
+    )  # fmt: skip
+    found = evaluate(rules, {block.id: str(placement[number]) for number, block in enumerate(workshop.blocks)})
+    return tuple(
+        Piece(targets[piece.target], tuple(sorted(names[name] for name in piece.blocks))) for piece in found.pieces
+    )
+
+
+def by_cost(workshop: Workshop, costs: Costs, links: Sequence[Link]) -> list[Proposal]:
+    """Solved on measured costs; then, since fused costs do not add, on costs corrected by what the pieces took."""
+    factors: dict[Target, float] = {}
+    made: list[Proposal] = []
+    for _ in range(_ROUNDS):
+        problem = problem_of(workshop, costs, factors, links)
+        workshop.say("solving the placement")
+        try:
+            solution = solve(problem, _SOLVE_S)
+        except Infeasible as error:
+            workshop.note(f"no split keeps every limit: {error.message}")
+            break
+        targets = {str(target): target for target in costs.seconds}
+        placement = {n: targets[solution.placement[block.id]] for n, block in enumerate(workshop.blocks)}
+        cause = f"cheapest by measured costs ({solution.solver}, gap {100 * solution.gap:.1g}%)"
+        proposal = measured(workshop, placement, cause)
+        if proposal is None or proposal in made:
+            break
+        if len({piece.target.device for piece in proposal.pieces}) > 1:
+            proposal = Proposal(proposal.pieces, proposal.rows, solution.cost, cause)
+        made.append(proposal)
+        if not workshop.in_time:
+            break
+        factors = _corrected(proposal, costs, factors)
+    return made
+
+
+def _corrected(proposal: Proposal, costs: Costs, before: Mapping[Target, float]) -> dict[Target, float]:
+    """For each target: what its pieces took over what their blocks took alone, call overhead left out of both."""
+    factors = dict(before)
+    for target in {piece.target for piece in proposal.pieces} & costs.seconds.keys():
+        launch_s = min(costs.seconds[target].values())
+        whole = parts = 0.0
+        for piece, row in zip(proposal.pieces, proposal.rows, strict=True):
+            if piece.target == target:
+                whole += max(0.0, seconds(row) - launch_s)
+                parts += sum(max(0.0, costs.seconds[target][number] - launch_s) for number in piece.blocks)
+        if parts > 0:
+            factors[target] = max(0.05, whole / parts)
+    return factors
+
+
+def measured(workshop: Workshop, placement: Placement, cause: str) -> Proposal | None:
+    """The placement in pieces, each asked for as one segment; None when it is no split, or a piece is not to be had."""
+    try:
+        pieces = pieces_of(workshop, placement)
+    except Infeasible as error:
+        _log.info("a placement was dropped: %s", error.message)
+        return None
+    if len(pieces) < 2:
+        return None
+    rows = []
+    for number, piece in enumerate(pieces, 1):
+        workshop.say(f"measuring segment {number} of {len(pieces)} on {piece.target}")
+        row = workshop.fastest(piece.blocks, piece.target)
+        if row.outcome != "ok":
+            workshop.note(_blame(workshop, number, piece, row))
+            return None
+        rows.append(row)
+    chosen = tuple(Piece(row.target, piece.blocks) for piece, row in zip(pieces, rows, strict=True))
+    return Proposal(chosen, tuple(rows), sum(map(seconds, rows)), cause)
+
+
+def _blame(workshop: Workshop, number: int, piece: Piece, row: Row) -> str:
+    """Who is at fault when a segment is wrong or refused; a block that is wrong by itself goes into quarantine."""
+    first, last = workshop.blocks[piece.blocks[0]].id, workshop.blocks[piece.blocks[-1]].id
+    text = f"a split was dropped: its segment {number} ({first!r} to {last!r}) on {piece.target} is {row.outcome}: "
+    if row.outcome != "wrong" or row.reason.startswith("in quarantine"):
+        return text + row.reason
+    for block in piece.blocks:
+        alone = workshop.ask([block], piece.target)
+        if alone.outcome == "wrong":
+            workshop.convict(block, alone)
+            return f"{text}block {workshop.blocks[block].id!r}: {alone.reason}"
+    return text + row.reason
