@@ -31,7 +31,7 @@ _SHADES: Mapping[str, tuple[tuple[str, str], ...]] = {  # device kind -> (fill, 
 _PLAIN = ("#f8fafc", "#94a3b8")
 _INK, _FAINT, _WIRE = "#0f172a", "#64748b", "#94a3b8"
 _MARGIN, _CARD, _HEAD = 20.0, 236.0, 96.0
-_TITLE_PX, _LINE_PX = 6.9, 5.7
+_TITLE_PX, _LINE_PX = 7.4, 5.9
 """Mean width of a character in the two sizes of text."""
 _LONGEST = 34
 _FONT = "font-family=\"system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif\""

@@ -131,28 +131,39 @@ def _straighten(
     rows: Sequence[Sequence[int]], links: Sequence[tuple[int, int]], widths: Sequence[float]
 ) -> list[float]:
     """Centres along the rows: near the neighbours' above and below, no two closer than their widths allow."""
-    count = len(widths)
-    near: list[list[tuple[int, float]]] = [[] for _ in range(count)]
-    real = [width != _PASS for width in widths]
+    above: list[list[tuple[int, float]]] = [[] for _ in widths]
+    below: list[list[tuple[int, float]]] = [[] for _ in widths]
     for a, b in links:
-        weight = 1.0 if real[a] and real[b] else 2.0 if real[a] or real[b] else 8.0
-        near[a].append((b, weight))
-        near[b].append((a, weight))
-    x = [0.0] * count
+        # Long lines bend most visibly, so they are held straight the hardest.
+        weight = float(2 ** ((widths[a] == _PASS) + (widths[b] == _PASS)))
+        below[a].append((b, weight))
+        above[b].append((a, weight))
+    x = [0.0] * len(widths)
     for row in rows:
         offsets = _offsets(row, widths)
-        middle = offsets[-1] / 2
         for point, offset in zip(row, offsets, strict=True):
-            x[point] = offset - middle
-    for sweep in range(5 * _SWEEPS):
+            x[point] = offset - offsets[-1] / 2
+    for sweep in range(_SWEEPS):
+        # One side at a time carries a chain's place through all its rows in one sweep; both sides settle the rest.
+        sides = (above, below) if sweep >= _SWEEPS - 2 else (above,) if sweep % 2 == 0 else (below,)
         for row in rows if sweep % 2 == 0 else reversed(rows):
-            wanted = [sum(w * x[q] for q, w in near[p]) / sum(w for _, w in near[p]) if near[p] else x[p] for p in row]
-            offsets = _offsets(row, widths)
-            kept = _isotonic([want - offset for want, offset in zip(wanted, offsets, strict=True)])
-            for point, value, offset in zip(row, kept, offsets, strict=True):
-                x[point] = value + offset
+            _settle(row, [[link for side in sides for link in side[point]] for point in row], widths, x)
     left = min(x[point] - widths[point] / 2 for row in rows for point in row)
     return [value - left for value in x]
+
+
+def _settle(
+    row: Sequence[int], near: Sequence[Sequence[tuple[int, float]]], widths: Sequence[float], x: list[float]
+) -> None:
+    """Move the points of a row to the weighted means of their neighbours, as far as they do not meet."""
+    wanted = [
+        sum(weight * x[q] for q, weight in links) / sum(weight for _, weight in links) if links else x[point]
+        for point, links in zip(row, near, strict=True)
+    ]
+    offsets = _offsets(row, widths)
+    kept = _isotonic([want - offset for want, offset in zip(wanted, offsets, strict=True)])
+    for point, value, offset in zip(row, kept, offsets, strict=True):
+        x[point] = value + offset
 
 
 def _offsets(row: Sequence[int], widths: Sequence[float]) -> list[float]:
