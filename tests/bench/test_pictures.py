@@ -20,10 +20,10 @@ def test_a_model_becomes_a_picture_and_a_section():
     subject = Subject("digits", "Digits.", data_path("digits_f32.onnx"))
     picture, words = picture_of(subject, 1.0)
     assert "digits_f32.onnx" in minidom.parseString(picture).toxml()
-    page = page_with(f"# Above\n{MARKER}\nold", [section(subject, words)])
+    page = page_with(f"# Above\n{MARKER}\nstale words", [section(subject, words)])
     assert page.startswith("# Above\n")
     assert "segment 1 of 1" in page
-    assert "old" not in page
+    assert "stale words" not in page
 
 
 def test_a_page_without_a_marker_is_left_alone():
