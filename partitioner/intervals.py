@@ -17,27 +17,34 @@ import numpy as np
 
 from edgert.partitioner.indexed import Indexed
 
-__all__ = ["item_orders", "place_intervals"]
+__all__ = ["item_graph", "item_orders", "place_intervals"]
 
 Matrix: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
 _MOST_CHUNKS = 320
 """Longer orders are joined into that many runs first: the programme is quadratic."""
+_BISECTIONS = 14
 _MOST_STATES = 256
 """Of which targets are used up."""
 
 
-def item_orders(indexed: Indexed) -> tuple[tuple[int, ...], ...]:
-    """Different topological orders of the items (where groups allow one; else by the mean position of their blocks)."""
-    count = len(indexed.items)
-    after: list[set[int]] = [set() for _ in range(count)]
-    before: list[set[int]] = [set() for _ in range(count)]
+def item_graph(indexed: Indexed) -> tuple[list[set[int]], list[set[int]]]:
+    """Items that read from each item, and items that each reads from."""
+    after: list[set[int]] = [set() for _ in indexed.items]
+    before: list[set[int]] = [set() for _ in indexed.items]
     for block, reads in enumerate(indexed.successors):
         for sink in reads:
             a, b = indexed.item_of[block], indexed.item_of[sink]
             if a != b:
                 after[a].add(b)
                 before[b].add(a)
+    return after, before
+
+
+def item_orders(indexed: Indexed) -> tuple[tuple[int, ...], ...]:
+    """Different topological orders of the items (where groups allow one; else by the mean position of their blocks)."""
+    count = len(indexed.items)
+    after, before = item_graph(indexed)
     mean = [sum(members) / len(members) for members in indexed.items]
     forward = _kahn(after, before, [(m,) for m in mean])
     backward = _kahn(before, after, [(-m,) for m in mean])[::-1]
@@ -58,6 +65,7 @@ def item_orders(indexed: Indexed) -> tuple[tuple[int, ...], ...]:
 
 
 def _kahn(after: Sequence[set[int]], before: Sequence[set[int]], key: Sequence[tuple[float, ...]]) -> list[int]:
+    """The topological order that takes the ready item of least key each time."""
     waits = [len(found) for found in before]
     ready = [(key[i], i) for i, count in enumerate(waits) if not count]
     heapq.heapify(ready)
@@ -95,78 +103,152 @@ def place_intervals(indexed: Indexed, order: Sequence[int]) -> Iterator[list[int
 
     The estimate of latency adds up the runs (as if none overlapped); that of throughput is exact, but for links.
     """
-    classes = sorted(set(indexed.twins))
-    members = {c: [t for t, twin in enumerate(indexed.twins) if twin == c] for c in classes}
-    reusable = {c: _reusable(indexed, c) for c in classes}
-    limits = [0 if reusable[c] else len(members[c]) for c in classes]
-    while math.prod(limit + 1 for limit in limits) > _MOST_STATES:
-        limits[limits.index(max(limits))] -= 1
-    line = _line(indexed, order, classes)
-    states = list(itertools.product(*(range(limit + 1) for limit in limits)))
-    count = len(line.chunks)
-    latency = indexed.problem.objective == "latency"
-    best: dict[tuple[int, ...], Matrix] = {}
-    choice: dict[tuple[int, ...], tuple[Any, Any]] = {}
-    for state in states:
-        value = np.full(count + 1, math.inf)
-        value[0] = 0.0 if not any(state) else math.inf
-        how = np.full(count + 1, -1)
-        start = np.zeros(count + 1, dtype=int)
-        for k in range(len(classes)):
-            if not reusable[classes[k]] and state[k]:
-                source = best[(*state[:k], state[k] - 1, *state[k + 1 :])]
-                table = source[:, None] + line.cost[k] if latency else np.maximum(source[:, None], line.cost[k])
-                _improve(value, how, start, table, k)
-        for j in range(1, count + 1) if any(reusable.values()) else ():
-            for k, c in enumerate(classes):
-                if reusable[c]:
-                    column = value[:j] + line.cost[k][:j, j] if latency else np.maximum(value[:j], line.cost[k][:j, j])
-                    i = int(np.argmin(column))
-                    if column[i] < value[j]:
-                        value[j], how[j], start[j] = column[i], k, i
-        best[state], choice[state] = value, (how, start)
-    for state in sorted(states, key=lambda s: float(best[s][count]))[:8]:
-        if math.isfinite(best[state][count]):
-            yield _trace(indexed, line, state, choice, classes=classes, members=members, reusable=reusable)
+    work = _Runs(indexed, order)
+    found = work.assignments()
+    yield from found
+    hosts = [k for k, c in enumerate(work.classes) if indexed.host[c]]
+    if indexed.problem.objective == "throughput" and len(hosts) == 1:
+        # The blocks of a host need not be one run: bisect for the least T at which all workers' runs stay within T and
+        # so does what is left to the host.
+        high = min((work.top(a) for a in found), default=work.cost[hosts[0]][0, -1])
+        low = high / 1024
+        for _ in range(_BISECTIONS):
+            middle = math.sqrt(low * high)
+            assignment = work.within(middle, hosts[0])
+            if assignment is None:
+                low = middle
+            else:
+                high = middle
+                yield assignment
+
+
+class _Runs:
+    """The dynamic programme over (how many targets of each class are used up, how far the order is placed)."""
+
+    def __init__(self, indexed: Indexed, order: Sequence[int]) -> None:
+        self.indexed = indexed
+        self.classes = sorted(set(indexed.twins))
+        self.members = {c: [t for t, twin in enumerate(indexed.twins) if twin == c] for c in self.classes}
+        line = _line(indexed, order, self.classes)
+        self.chunks, self.cost = line.chunks, line.cost
+
+    def _states(self, reusable: Sequence[bool]) -> list[tuple[int, ...]]:
+        limits = [0 if again else len(self.members[c]) for c, again in zip(self.classes, reusable, strict=True)]
+        while math.prod(limit + 1 for limit in limits) > _MOST_STATES:
+            limits[limits.index(max(limits))] -= 1
+        return list(itertools.product(*(range(limit + 1) for limit in limits)))
+
+    def assignments(self) -> list[list[int]]:
+        """The best end in each of the eight best states."""
+        adds = self.indexed.problem.objective == "latency"
+        reusable = [_reusable(self.indexed, c) for c in self.classes]
+        best: dict[tuple[int, ...], Matrix] = {}
+        choice: dict[tuple[int, ...], _Choice] = {}
+        for state in self._states(reusable):
+            value, picked = self._workers(state, best, self.cost, reusable, adds=adds)
+            if any(reusable):
+                self._again(value, picked, reusable)
+            best[state], choice[state] = value, picked
+        ranked = sorted(best, key=lambda state: float(best[state][-1]))[:8]
+        return [self._trace(state, choice, reusable) for state in ranked if math.isfinite(best[state][-1])]
+
+    def within(self, limit: float, host: int) -> list[int] | None:
+        """Workers' runs of at most `limit` that leave the host at most that; None when there are none."""
+        reusable = [k == host for k in range(len(self.classes))]
+        tables = [np.where(table <= limit, 0.0, math.inf) for table in self.cost]
+        row = np.concatenate([[0.0], np.diagonal(self.cost[host], offset=1)])
+        finite = np.where(np.isinf(row), 0.0, row)
+        never = 1e3 * (1.0 + limit + float(finite.sum()))  # stands for infinity, which could not be taken off again
+        total = np.cumsum(np.where(np.isinf(row), never, row))
+        best: dict[tuple[int, ...], Matrix] = {}
+        choice: dict[tuple[int, ...], _Choice] = {}
+        for state in self._states(reusable):
+            value, picked = self._workers(state, best, tables, reusable, adds=True)
+            spare = value - total
+            least = np.minimum.accumulate(spare)
+            since = np.maximum.accumulate(np.where(spare <= least, np.arange(len(spare)), 0))
+            hosted = least + total
+            better = (since < np.arange(len(spare))) & (hosted < value)
+            value[better], picked.how[better], picked.start[better] = hosted[better], host, since[better]
+            best[state], choice[state] = value, picked
+            if value[-1] <= limit:
+                return self._trace(state, choice, reusable)
+        return None
+
+    def top(self, assignment: Sequence[int]) -> float:
+        """Largest load of an assignment into one run a target."""
+        tops = []
+        for k, c in enumerate(self.classes):
+            for t in self.members[c]:
+                mine = [j for j, chunk in enumerate(self.chunks) if assignment[chunk[0]] == t]
+                if mine:
+                    tops.append(float(self.cost[k][mine[0], mine[-1] + 1]))
+        return max(tops)
+
+    def _workers(
+        self,
+        state: tuple[int, ...],
+        best: dict[tuple[int, ...], Matrix],
+        tables: Sequence[Matrix],
+        reusable: Sequence[bool],
+        *,
+        adds: bool,
+    ) -> tuple[Matrix, _Choice]:
+        """Best ends where the last run is on a target of a class that is used up by one more."""
+        count = len(self.chunks) + 1
+        value = np.full(count, math.inf)
+        value[0] = math.inf if any(state) else 0.0
+        picked = _Choice(np.full(count, -1), np.zeros(count, dtype=int))
+        for k, table in enumerate(tables):
+            if not reusable[k] and state[k]:
+                source = best[(*state[:k], state[k] - 1, *state[k + 1 :])][:, None]
+                ends = source + table if adds else np.maximum(source, table)
+                rows = np.argmin(ends, axis=0)
+                found = ends[rows, np.arange(count)]
+                better = found < value
+                value[better], picked.how[better], picked.start[better] = found[better], k, rows[better]
+        return value, picked
+
+    def _again(self, value: Matrix, picked: _Choice, reusable: Sequence[bool]) -> None:
+        """Runs on targets that may take several."""
+        for j in range(1, len(value)):
+            for k, again in enumerate(reusable):
+                if again:
+                    ends = value[:j] + self.cost[k][:j, j]
+                    i = int(np.argmin(ends))
+                    if ends[i] < value[j]:
+                        value[j], picked.how[j], picked.start[j] = ends[i], k, i
+
+    def _trace(
+        self, state: tuple[int, ...], choice: dict[tuple[int, ...], _Choice], reusable: Sequence[bool]
+    ) -> list[int]:
+        assignment = [0] * len(self.indexed.items)
+        j = len(self.chunks)
+        while j > 0:
+            k, i = int(choice[state].how[j]), int(choice[state].start[j])
+            target = self.classes[k]
+            if not reusable[k]:
+                target = self.members[target][state[k] - 1]
+                state = (*state[:k], state[k] - 1, *state[k + 1 :])
+            for chunk in self.chunks[i:j]:
+                for item in chunk:
+                    assignment[item] = target
+            j = i
+        return assignment
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """How each end was reached: class of the last run (-1: not), and where it starts."""
+
+    how: Any
+    start: Any
 
 
 def _reusable(indexed: Indexed, target: int) -> bool:
-    """Whether a target may take several runs (under throughput they would add up, which is not modelled)."""
+    """Whether a target may take several runs (for latency; loads are bisected instead)."""
     many = indexed.problem.pieces == "many" and indexed.problem.transfers != "device"
     return indexed.problem.objective == "latency" and (indexed.host[target] or many)
-
-
-def _improve(value: Matrix, how: Any, start: Any, table: Matrix, k: int) -> None:
-    rows = np.argmin(table, axis=0)
-    found = table[rows, np.arange(table.shape[1])]
-    better = found < value
-    value[better], how[better], start[better] = found[better], k, rows[better]
-
-
-def _trace(
-    indexed: Indexed,
-    line: _Line,
-    state: tuple[int, ...],
-    choice: dict[tuple[int, ...], tuple[Any, Any]],
-    *,
-    classes: Sequence[int],
-    members: dict[int, list[int]],
-    reusable: dict[int, bool],
-) -> list[int]:
-    assignment = [0] * len(indexed.items)
-    j = len(line.chunks)
-    while j > 0:
-        how, start = choice[state]
-        k, i = int(how[j]), int(start[j])
-        target = classes[k]
-        if not reusable[target]:
-            target = members[target][state[k] - 1]
-            state = (*state[:k], state[k] - 1, *state[k + 1 :])
-        for chunk in line.chunks[i:j]:
-            for item in chunk:
-                assignment[item] = target
-        j = i
-    return assignment
 
 
 def _line(indexed: Indexed, order: Sequence[int], classes: Sequence[int]) -> _Line:

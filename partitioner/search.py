@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from edgert.partitioner.evaluate import cost_of
 from edgert.partitioner.indexed import Indexed
-from edgert.partitioner.intervals import item_orders, place_intervals
+from edgert.partitioner.intervals import item_graph, item_orders, place_intervals
 
 __all__ = ["anneal", "first_fit", "list_schedule", "starts"]
 
@@ -133,14 +133,8 @@ def _anneal_slowly(
 
 
 def _neighbours(indexed: Indexed) -> list[list[int]]:
-    found: list[set[int]] = [set() for _ in indexed.items]
-    for block, after in enumerate(indexed.successors):
-        for sink in after:
-            a, b = indexed.item_of[block], indexed.item_of[sink]
-            if a != b:
-                found[a].add(b)
-                found[b].add(a)
-    return [sorted(items) for items in found]
+    after, before = item_graph(indexed)
+    return [sorted(a | b) for a, b in zip(after, before, strict=True)]
 
 
 def _moved(

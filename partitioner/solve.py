@@ -42,7 +42,7 @@ def solve(problem: Problem, time_limit_s: float = 60.0) -> Solution:
     1. Blocks are joined where that is free (`contract`); what no placement can keep is refused.
     2. A chain is placed exactly (`chain`); a small problem by going through all placements (`exhaustive`).
     3. Otherwise starts come from list scheduling and cuts of a line, and local search betters them (`search`); that
-       takes at most half the time, and without OR-Tools all of it.
+       takes a small part of the time, and without OR-Tools all of it.
     4. An integer programme, started there, goes on and gives the bound (`integer`, `timeline`, `schedule`).
 
     The same problem gives the same answer where the time suffices; where it does not, the machine's speed shows.
@@ -129,7 +129,7 @@ class _Work:
         if placements <= _TINY:
             self._go_through_all(self.left_s)
         if not self.done and self.best is not None:
-            self._improve(min(_SEARCH_S, self.left_s / 4))
+            self._improve(min(_SEARCH_S, self.left_s / (8 if integer.available() else 2)))
         if not self.done and integer.available():
             self._programme()
         if not self.done and placements <= _FEWEST:
@@ -161,7 +161,8 @@ class _Work:
         found, cost = anneal(self.indexed, self.best, self.cost, self.until(seconds))
         if cost < self.cost:
             self.best, self.cost = found, cost
-            self.used.append("search")
+            if "search" not in self.used:
+                self.used.append("search")
 
     def _go_through_all(self, seconds: float) -> None:
         found, cost, complete = search_all(self.indexed, self.best, self.cost, self.until(seconds))
