@@ -93,7 +93,7 @@ def cards(plan: Plan, graph: Graph, known: Sequence[Known]) -> tuple[tuple[str, 
     found = []
     for number, segment in enumerate(plan.segments):
         run = runs[number] if number < len(runs) else ()
-        lines = [str(segment.target), f"{len(run)} nodes · {size_text(weight_bytes(graph, run))} of weights"]
+        lines = [str(segment.target), _amount(graph, run)]
         times = ((known[number].measured_s, "measured"), (known[number].predicted_s, "predicted"))
         lines += [f"{time_text(time_s)} {how}" for time_s, how in times if time_s]
         for move in plan.transfers:
@@ -102,6 +102,11 @@ def cards(plan: Plan, graph: Graph, known: Sequence[Known]) -> tuple[tuple[str, 
                 lines.append(f"→ segment {move.sink + 1}: {count}, {size_text(move.size_bytes)}")
         found.append(tuple(lines))
     return tuple(found)
+
+
+def _amount(graph: Graph, run: Sequence[int]) -> str:
+    weights = weight_bytes(graph, run)
+    return f"{len(run)} nodes · {size_text(weights)} of weights" if weights else f"{len(run)} nodes"
 
 
 def svg(
@@ -199,7 +204,7 @@ def _cards(
         if not spans:
             continue
         low = top + min(span[0] for span in spans) - 24
-        high = max(top + max(span[1] for span in spans) + 12, low + 15.0 * len(lines) + 32)
+        high = max(top + max(span[1] for span in spans) + 16, low + 15.0 * len(lines) + 32)
         fill, line = look.of(plan, segment)
         yield (
             f'<rect x="8" y="{low:.1f}" width="{width - 16:.1f}" height="{high - low:.1f}" rx="8" fill="{fill}" '
@@ -298,17 +303,27 @@ class _Painter:
         yield "</a>" if link else "</g>"
 
     def _label(self, ends: tuple[int, int], line: Line) -> Iterator[str]:
-        """The size of a transfer, above the segment that reads it, where there is room for it."""
+        """The size of a transfer, between the segments, where there is room for it."""
         if not self._crosses(ends) or not line.size_bytes:
             return
         words = size_text(line.size_bytes)
-        (x, y) = self.placed.routes[ends][-1]
-        y -= 34
+        reader = self.scene.items[ends[1]].segment
+        y = min(self.placed.bands[item.band][0] for item in self.scene.items if item.segment == reader) - 32
+        x = _x_at(self.placed.routes[ends], y)
         half = len(words) * _LINE_PX / 2 + 6
         if any(abs(y - other_y) < 16 and abs(x - other_x) < half + other for other_x, other_y, other in self.labels):
             return
         self.labels.append((x, y, half))
         yield from _pill(x, y, words, _INK)
+
+
+def _x_at(points: Sequence[tuple[float, float]], y: float) -> float:
+    """Where a line is at a height, on the curve between two of its points."""
+    for (x, low), (to_x, high) in pairwise(points):
+        if low <= y <= high and high > low:
+            part = (y - low) / (high - low)
+            return x + (to_x - x) * part * part * (3 - 2 * part)
+    return points[-1][0]
 
 
 def _pill(x: float, y: float, words: str, colour: str) -> Iterator[str]:

@@ -62,9 +62,10 @@ def overview(graph: Graph, plan: Plan, limit: int = BOXES) -> Scene:
     """
     boxes: list[Box] = []
     owners: list[int] = []
-    for number, run in enumerate(running_order(segment_of(graph, plan))):
+    runs = running_order(segment_of(graph, plan))
+    for number, run in enumerate(runs):
         # Each segment has its share of the boxes, and enough to be recognised.
-        share = limit if len(graph.nodes) <= limit else max(4, limit * len(run) // len(graph.nodes))
+        share = limit if len(graph.nodes) <= limit else max(4, limit // len(runs), limit * len(run) // len(graph.nodes))
         found = fold(graph, run, share)
         if len(found) == 1 and found[0].parts:
             found = found[0].parts

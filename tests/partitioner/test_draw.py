@@ -100,6 +100,18 @@ def test_a_picture_tells_of_segments_costs_and_transfers():
         assert words in svg
 
 
+def test_a_transfer_is_labelled_between_its_segments():
+    graph = graph_of([[], [0], [1], [2], [3], [4, 1], [5]])
+    svg = minidom.parseString(draw_svg(plan_of(graph, (3,), (CPU, GPU)), graph))
+    grounds = [node for node in svg.getElementsByTagName("rect") if node.getAttribute("fill-opacity") == "0.35"]
+    shift = float(svg.getElementsByTagName("g")[0].getAttribute("transform").split()[1].rstrip(")"))
+    (_, end), (start, _) = [(float(g.getAttribute("y")), float(g.getAttribute("y")) + float(g.getAttribute("height")))
+                            for g in grounds]  # fmt: skip
+    labels = [node for node in svg.getElementsByTagName("text") if node.firstChild.data == "32 B"]
+    assert len(labels) == 2
+    assert all(end < float(label.getAttribute("y")) + shift < start for label in labels)
+
+
 def test_devices_have_colours_of_their_own():
     graph = chain(12)
     svg = draw_svg(plan_of(graph, (4, 9), (CPU, GPU, NPU)), graph)
