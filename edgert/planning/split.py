@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -223,7 +223,7 @@ def _folder(cache: Path | None) -> Iterator[Path]:
 def _workshop(setting: Setting, folder: Path) -> Workshop:
     work, course = setting.work, setting.course
     memory = work.memory
-    key = [memory.machine.fingerprint, memory.versions(), work.wish.samples]
+    key = [memory.machine.fingerprint, memory.versions(), work.wish.samples, asdict(work.wish.tolerance)]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = memory.folder / "costs" / memory.model[:16] / f"{name}.json" if memory.folder else None
     workshop = Workshop(

@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 
+from edgert.devices import backend
 from edgert.errors import PrepareRefused, RunFailed
 from edgert.machine import Reach
 from edgert.profile import Target
@@ -262,11 +264,68 @@ class Waits(Right):
         return super().prepare(source, target, device, cache)
 
 
+class Genuine(Right):
+    """Runs any ONNX model, through ONNX Runtime; the ones below refuse some ops, get some wrong, or take their time."""
+
+    name = "genuine"
+    refused = frozenset()
+    wrong = frozenset()
+    late_s = 0.0
+    """For each MatMul."""
+
+    def prepare(self, source, target, device, cache=None):
+        nodes = [node.op_type for node in onnx.load(source.path).graph.node]
+        ops = set(nodes)
+        if ops & self.refused:
+            raise PrepareRefused(f"foreign: {min(ops & self.refused)} is not known.", target=str(target))
+        inner = backend("onnxruntime").prepare(source, Target("onnxruntime", "cpu:0", "f32", 1), device)
+        return Tampered(inner, bool(ops & self.wrong), self.late_s * nodes.count("MatMul"))
+
+
+class Tampered:
+    def __init__(self, inner, wrong, late_s):
+        self.inner, self.wrong, self.late_s = inner, wrong, late_s
+        self.ran_on = inner.ran_on
+
+    def run(self, inputs):
+        time.sleep(self.late_s)
+        factor = np.float32(1.05 if self.wrong else 1)
+        return {name: array * factor for name, array in self.inner.run(inputs).items()}
+
+    def close(self):
+        self.inner.close()
+
+
+class Crawls(Genuine):
+    """Takes everything."""
+
+    name = "crawls"
+    late_s = 0.005
+
+
+class Swift(Genuine):
+    name = "swift"
+    refused = frozenset({"Tanh"})
+
+
+class Drags(Genuine):
+    """Takes only a part, and takes longer for it than `Crawls` for the whole."""
+
+    name = "drags"
+    refused = frozenset({"Tanh"})
+    late_s = 0.05
+
+
+class Bends(Genuine):
+    name = "bends"
+    wrong = frozenset({"Tanh"})
+
+
 BY_NAME = {
     kind.name: kind
     for kind in (
         Right, CrashesInPrepare, HangsInPrepare, DiesInRace, HalfDies, Nan, OffByOnePercent, WrongShape, WrongDtype,
         NoOutput, WantsTooMuch, KilledForMemory, Slow, Refuses, Throws, Fickle, Picky, Fussy, DiesOnDemand, Lonely,
-        Marks, Waits,
+        Marks, Waits, Genuine, Crawls, Swift, Drags, Bends,
     )
 }  # fmt: skip
