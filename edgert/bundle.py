@@ -31,12 +31,12 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from edgert import formats
+from edgert import formats, typed
 from edgert.errors import EdgertError, ModelCorrupt, ModelError, ModelNotFound, ModelUnsupported
 from edgert.formats.files import digest_of, map_file, replacing, sha256
 from edgert.machine import Machine
 from edgert.plan import Plan
-from edgert.profile import PRECISIONS, Profile
+from edgert.profile import Profile
 from edgert.tensor import BITS
 
 __all__ = ["FORMAT", "SUFFIX", "Bundle", "is_bundle", "read", "write"]
@@ -50,6 +50,7 @@ _NAME_AT = 30
 """Where the first member's name begins in any zip archive."""
 _LARGEST_JSON_BYTES = 1 << 26
 _BLOCK_BYTES = 1 << 22
+_MOST_CORES = 1 << 16
 _DATE = (1980, 1, 1, 0, 0, 0)
 _FILE_MODE = stat.S_IFREG | 0o644
 _PART = re.compile(r"[^/\\:]{1,255}")
@@ -416,11 +417,14 @@ def _assemble(
     part = _PLAN
     try:
         plan = Plan.from_json(texts[_PLAN])
+        typed.check(plan)
         _check_plan(plan)
         part = _MACHINE
         machine = Machine.from_json(texts[_MACHINE])
+        typed.check(machine)
         part = _PROFILE
         profile = Profile.from_json(texts[_PROFILE])
+        typed.check(profile)
         part = _MANIFEST
         model, segments = str(manifest["model"]["file"]), tuple(map(str, manifest["segments"]))
         bundle = Bundle(path, plan, machine, profile, members, model, segments)
@@ -432,35 +436,29 @@ def _assemble(
 
 
 def _check_plan(plan: Plan) -> None:
-    """What `Plan.from_json` leaves open. Raises ValueError or TypeError."""
-    if plan.format not in ("onnx", "tflite") or plan.own_precision not in PRECISIONS or not plan.segments:
-        raise ValueError("format, precision or segments are not a plan's")
+    """What types alone leave open. Raises ValueError."""
     if not plan.instances or any(instance.segment not in range(len(plan.segments)) for instance in plan.instances):
         raise ValueError("an instance names no segment of it")
-    cores = [core for instance in plan.instances for core in instance.cores]
-    if not all(isinstance(core, int) and core >= 0 for core in cores):
-        raise ValueError("an instance's cores are no numbers")
+    if any(core not in range(_MOST_CORES) for instance in plan.instances for core in instance.cores):
+        raise ValueError("an instance's cores are no numbers of cores")
     for value in (*plan.inputs, *plan.values, *plan.outputs):
-        shape = value.shape or ()
-        if not isinstance(value.name, str) or (value.dtype is not None and value.dtype not in BITS):
-            raise ValueError(f"value {value.name!r} has no name or an unknown element type")
-        if not all(isinstance(size, str) or (isinstance(size, int) and size >= 0) for size in shape):
-            raise ValueError(f"value {value.name!r} has no shape")
-    if not all(isinstance(number, int | float) for number in (plan.measured_s, plan.items_per_s)):
-        raise TypeError("its times are no numbers")
+        if value.dtype is not None and value.dtype not in BITS:
+            raise ValueError(f"value {value.name!r} has an unknown element type, {value.dtype!r}")
+        if any(isinstance(size, int) and size < 0 for size in value.shape or ()):
+            raise ValueError(f"value {value.name!r} has a negative size")
+    if unknown := set(plan.optional_inputs) - {value.name for value in plan.inputs}:
+        raise ValueError(f"optional input {min(unknown)!r} is no input")
     _check_segments(plan)
 
 
 def _check_segments(plan: Plan) -> None:
     """That each segment reads what is there by then, and that the outputs are made. Raises ValueError."""
-    if len(plan.segments) == 1 and not plan.segments[0].nodes:
-        return
     described = {value.name for value in (*plan.inputs, *plan.values, *plan.outputs)}
     known = {value.name for value in plan.inputs}
     for number, segment in enumerate(plan.segments):
         unknown = [name for name in segment.inputs if name not in known]
         unknown += [name for name in segment.outputs if name not in described]
-        if unknown or not segment.nodes:
+        if unknown or not (segment.nodes or len(plan.segments) == 1):
             raise ValueError(f"segment {number} reads or makes {unknown[:1] or 'the whole model'} out of order")
         known.update(segment.outputs)
     if missing := [value.name for value in plan.outputs if value.name not in known]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -22,11 +23,12 @@ import edgert
 from edgert import bundle, measure
 from edgert.data import path
 from edgert.devices.probe import glance
-from edgert.errors import ModelCorrupt, ModelError, ModelNotFound, ModelUnsupported, OptionError
+from edgert.errors import EdgertError, ModelCorrupt, ModelError, ModelNotFound, ModelUnsupported, OptionError
 from edgert.formats import open_model
 from edgert.machine import Reach
 from edgert.plan import Instance, Plan, Segment, Verification
 from edgert.profile import Profile, Target
+from edgert.unpack import unpack
 
 pytest.importorskip("onnxruntime", reason="the bundled models run on it")
 
@@ -395,6 +397,8 @@ def rebuilt(source, to, change=lambda members: members, infos=lambda info: info)
         members = {name: archive.read(name) for name in archive.namelist()}
     members = change(members)
     manifest = json.loads(members["edgert.json"])
+    with suppress(ValueError, KeyError, TypeError):
+        manifest["plan"] = json.loads(members["plan.json"])["id"]
     for name, content in members.items():
         if name != "edgert.json":
             manifest["members"][name] = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -558,10 +562,50 @@ def _with_id(content):
     """The id that such a plan would have, so that only its sense is wrong."""
     try:
         Plan.from_json(content)
+    except (KeyError, TypeError, AttributeError, EdgertError):
+        return content
     except ValueError as error:
         said = str(error).split()[-1]
         return {**content, "id": said} if len(said) == 12 else content
     return content
+
+
+STRANGE = (None, True, -1, 10**30, float("nan"), "", "x", "../x", "\ud800", [], {}, [None], [[1]], {"a": 1}, "9" * 99)
+
+
+def leaves(document, place=()):
+    """The place of everything in a JSON document, as keys and indices."""
+    if isinstance(document, dict | list):
+        for key in document if isinstance(document, dict) else range(len(document)):
+            yield (*place, key)
+            yield from leaves(document[key], (*place, key))
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_a_forged_document_is_refused_or_runs(split, machine, data, tmp_path_factory):
+    """Checksums fit, and something in the plan, the machine or the profile is not what it should be."""
+    bad = tmp_path_factory.getbasetemp() / "forged.edgert"
+
+    def change(members):
+        name = data.draw(st.sampled_from(["plan.json", "machine.json", "profile.json"]))
+        document = json.loads(members[name])
+        *way, last = data.draw(st.sampled_from(sorted(leaves(document), key=str)))
+        parent = document
+        for key in way:
+            parent = parent[key]
+        parent[last] = data.draw(st.sampled_from(STRANGE))
+        if name == "plan.json":
+            document = _with_id(document)
+        return {**members, name: json.dumps(document).encode()}
+
+    rebuilt(split[0], bad, change)
+    try:
+        found = unpack(bad, machine, None, apart=False)
+    except ModelError:
+        return
+    found.plan.explain()
+    found.release()
 
 
 @settings(max_examples=300)

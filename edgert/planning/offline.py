@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgert import typed
 from edgert.errors import ModelUnsupported, OptionError, UnknownTarget
 from edgert.formats import ModelFile
 from edgert.formats.files import replacing
@@ -69,11 +70,12 @@ def read_profile(path: str | os.PathLike[str]) -> Profile:
         raise OptionError(f"profile {path} has format {version!r}, this edgert reads {FORMAT}.", remedy)
     try:
         profile = Profile.from_json(data)
+        typed.check(profile)
     except (KeyError, TypeError, ValueError, AttributeError, UnknownTarget) as error:
         raise OptionError(f"profile {path} is malformed ({type(error).__name__}: {error}).", remedy) from error
     for row in profile.rows:
         seconds = (row.timing.p50_s, row.timing.items_per_s) if row.timing else ()
-        if not all(isinstance(number, int | float) and math.isfinite(number) and number >= 0 for number in seconds):
+        if not all(math.isfinite(number) and number >= 0 for number in seconds):
             raise OptionError(f"profile {path} is malformed: {row.target} has no time but {seconds!r}.", remedy)
     return profile
 
@@ -88,6 +90,7 @@ def read_machine(path: str | os.PathLike[str]) -> Machine:
     data = _object(path, "machine description", remedy)
     try:
         machine = Machine.from_json(data)
+        typed.check(machine)
     except (OptionError, ValueError, AttributeError) as error:
         raise OptionError(f"{path}: {getattr(error, 'message', error)}", remedy) from error
     said = data.get("fingerprint")
