@@ -13,6 +13,7 @@ from edgert.partitioner.chain import is_chain, place_chain, price_chain
 from edgert.partitioner.contract import contract
 from edgert.partitioner.evaluate import cost_of, evaluate
 from edgert.partitioner.exhaustive import lower_bound, search_all
+from edgert.partitioner.ideals import fits_ideals, place_ideals
 from edgert.partitioner.indexed import Indexed, index
 from edgert.partitioner.infeasible import find_fault, nothing_found
 from edgert.partitioner.problem import Problem, Solution
@@ -40,7 +41,8 @@ def solve(problem: Problem, time_limit_s: float = 60.0) -> Solution:
     """The best placement found in the time, with the proof of how far it can be from the optimum.
 
     1. Blocks are joined where that is free (`contract`); what no placement can keep is refused.
-    2. A chain is placed exactly (`chain`); a small problem by going through all placements (`exhaustive`).
+    2. A chain is placed exactly (`chain`), so is the throughput of one piece a target where there are few ideals
+       (`ideals`), and a small problem by going through all placements (`exhaustive`).
     3. Otherwise starts come from list scheduling and cuts of a line, and local search betters them (`search`); that
        takes a small part of the time, and without OR-Tools all of it.
     4. An integer programme, started there, goes on and gives the bound (`integer`, `timeline`, `schedule`).
@@ -122,6 +124,8 @@ class _Work:
             self.proved_empty = found is None
             if not self.done:
                 self._price_chain()
+        if not self.done and fits_ideals(indexed):
+            self._ideals()
         if self.done:
             return
         placements = math.prod(len(indexed.allowed(item)) for item in range(len(indexed.items)))
@@ -148,6 +152,15 @@ class _Work:
 
         bound = price_chain(self.indexed, self.cost, offer, self.until(min(2 * _SEARCH_S, self.left_s / 2)))
         self.bound = max(self.bound, bound)
+
+    def _ideals(self) -> None:
+        """Throughput of one piece a target, where the graph has few ideals."""
+        answer = place_ideals(self.indexed)
+        if answer is not None:
+            found, cost = answer
+            self.offer(found, "ideals")
+            self.exact = found is not None and self.cost <= cost * (1 + 1e-9)
+            self.proved_empty = found is None
 
     def _start(self) -> None:
         more = self.until(min(_SEARCH_S, self.left_s / 2))

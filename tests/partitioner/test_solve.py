@@ -19,6 +19,7 @@ from edgert.partitioner.chain import is_chain, place_chain, price_chain
 from edgert.partitioner.contract import contract
 from edgert.partitioner.evaluate import cost_of, evaluate
 from edgert.partitioner.files import problem_from_json
+from edgert.partitioner.ideals import fits_ideals, ideals_of, place_ideals
 from edgert.partitioner.indexed import index
 from edgert.partitioner.infeasible import find_fault
 from edgert.partitioner.problem import BlockSpec, DeviceSpec, Flow, Problem, TargetSpec
@@ -194,6 +195,28 @@ def test_a_chain_that_memory_forbids_to_be_cheapest_is_bounded_by_prices() -> No
 
     bound = price_chain(index(tight), math.inf, offer, lambda: True)
     assert place_chain(index(tight))[1] < bound <= solve(tight, 5.0).cost
+
+
+@few
+@given(file_problems(most_nodes=7), st.sampled_from([None, 1, 2]))
+def test_the_programme_over_ideals_finds_the_optimum(data: dict[str, Any], most: int | None) -> None:
+    made = problem_from_json(data, "throughput")
+    devices = tuple(replace(device, lanes=1) for device in made.devices)
+    problem = replace(made, devices=devices, pieces="one", most_segments=most)
+    indexed = index(problem)
+    assert fits_ideals(indexed)
+    answer = place_ideals(indexed)
+    if answer is None:  # groups that close a cycle
+        return
+    assert answer[1] == close(optimum(problem), abs=1e-9)
+    if answer[0] is not None:
+        assert cost_of(indexed, indexed.spread(answer[0])) == close(answer[1])
+
+
+def test_ideals_of_a_diamond_are_its_six_downward_closed_sets() -> None:
+    after, before = [{1, 2}, {3}, {3}, set()], [set(), {0}, {0}, {1, 2}]
+    assert ideals_of(after, before) == [0b0000, 0b0001, 0b0011, 0b0101, 0b0111, 0b1111]
+    assert ideals_of(after, before, most=5) is None
 
 
 def test_two_branches_run_at_once_on_two_devices() -> None:
