@@ -16,7 +16,7 @@ from typing import Any
 def table(document: Mapping[str, Any]) -> str:
     """One row a model: the choice, its time, the interval against its rival, and that of plain ONNX Runtime over it."""
     lines = [
-        "| model | chosen | p50 ms | fastest other | chosen / other (95%) | plain ONNX Runtime / chosen (95%) | verified |",
+        "| model | chosen | p50 ms | fastest other | chosen / other (95%) | plain ORT / chosen (95%) | verified |",
         "|---|---|---|---|---|---|---|",
     ]
     for report in document["models"]:

@@ -60,6 +60,9 @@ class Provider:
     cache: _Options = field(default_factory=lambda: _NONE)
     """Given when there is a cache folder."""
 
+    threads: int = 1
+    """The fewest with which it differs from another variant."""
+
     def drives(self, device: Device) -> bool:
         known_as = f"{device.name} {device.driver}".lower()
         right = not self.vendors or any(vendor in known_as for vendor in self.vendors)
@@ -70,6 +73,10 @@ PROVIDERS: Mapping[str, Provider] = {  # variant -> provider
     # On ARM with bf16 instructions the CPU's matrix products can be told to use them; elsewhere it has no such switch.
     "": Provider(_CPU, ("cpu",), precisions={"bf16": {"mlas.enable_gemm_fastmath_arm64_bfloat16": "1"}},
                  features={"bf16": "bf16"}),
+    # Threads that wait for each other without sleeping, and only within a run: faster on quiet cores, slower on shared
+    # ones, so it is measured like any other way.
+    "spin": Provider(_CPU, ("cpu",), threads=2, options={"session.intra_op.allow_spinning": "1",
+                                                         "session.force_spinning_stop": "1"}),
     "xnnpack": Provider("XnnpackExecutionProvider", ("cpu",), options={"intra_op_num_threads": "{threads}"}),
     "openvino": Provider("OpenVINOExecutionProvider", ("cpu", "gpu", "npu"), vendors=("intel",),
                          options={"device_type": "{kind}", "num_of_threads": "{threads}"},
@@ -128,7 +135,7 @@ class Backend:
         provider = _provider(variant)
         if source.format != "onnx" or device.kind not in provider.kinds:
             return ()
-        counts = tuple(threads) if device.kind == "cpu" else (0,)
+        counts = tuple(count for count in threads if count >= provider.threads) if device.kind == "cpu" else (0,)
         precisions = (source.precision, *_lower(provider, source.precision, device))
         return tuple(
             Target(self.name, device.id, precision, count, variant) for precision in precisions for count in counts
@@ -340,7 +347,7 @@ def _settings(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Settings of the session, and options of the provider."""
     settings = {
-        "session.intra_op.allow_spinning": "0",  # spinning burns twice the CPU; latency gains nothing measurable
+        "session.intra_op.allow_spinning": "0",  # spinning burns twice the CPU: only where it was measured to pay
         "session.inter_op.allow_spinning": "0",
         "session.record_ep_graph_assignment_info": "1",
         "session.x64quantprecision": "1",  # x86 without VNNI: no sums of int8 products that overflow int16 in silence

@@ -18,7 +18,7 @@ from edgert.profile import Target
 from edgert.tensor import Data
 
 _log = logging.getLogger(__name__)
-_VISIT_S = 0.006
+_VISIT_S = 0.01
 """A visit lasts about that long: tiny models need many calls for a stable median, large ones are stable by
 themselves."""
 _MOST_CALLS = 200

@@ -20,32 +20,15 @@ from typing import Generic, TypeVar
 Name = TypeVar("Name")
 
 _T975 = (
-    12.71,
-    4.30,
-    3.18,
-    2.78,
-    2.57,
-    2.45,
-    2.36,
-    2.31,
-    2.26,
-    2.23,
-    2.20,
-    2.18,
-    2.16,
-    2.14,
-    2.13,
-    2.12,
-    2.11,
-    2.10,
-    2.09,
-    2.09,
-)
+    12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23,
+    2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09, 2.09,
+)  # fmt: skip
 """97.5% quantile of Student's t for 1, 2, ... degrees of freedom."""
-_FEWEST_ROUNDS = 5
+_FEWEST_ROUNDS = 12
 """Before anything is dropped on statistics."""
+_FAR_ROUNDS = 4
 _FAR = math.log(1.5)
-"""A candidate that much slower in each of its first two rounds is dropped without more."""
+"""A candidate that was so much slower in each of its first `_FAR_ROUNDS` rounds is dropped without more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +100,7 @@ def race(
         seed: of the order within rounds.
 
     Ensures that a candidate is dropped only when it is slower than the leader at that time by more than `margin` with
-    97.5% confidence, or was half as slow again in each of two rounds.
+    97.5% confidence, or was half as slow again in each of four rounds.
     """
     order = random.Random(seed)
     times: dict[Name, list[float]] = {name: [] for name in names}
@@ -143,7 +126,7 @@ def race(
 
 def _beaten(name: Name, leader: Name, ratio: Interval, times: dict[Name, list[float]], margin: float) -> bool:
     rounds = len(times[name])
-    if rounds >= 2:
+    if rounds >= _FAR_ROUNDS:
         pairs = zip(times[name], times[leader], strict=True)
         if all(math.log(time / best) > _FAR for time, best in pairs):
             return True
