@@ -1,4 +1,4 @@
-"""`python -m bench.pictures`: plan five models on this machine; their pictures and explanations for docs/plan.md.
+"""`python -m bench.pictures`: plan six models on this machine; their pictures and explanations for docs/plan.md.
 
 Writes docs/pictures/NAME.svg, and docs/plan.md from its marker to its end. The face detector is left out where
 EDGERT_MODELS does not name a folder that has it.
@@ -33,10 +33,11 @@ class Subject:
     about: str
     """One line for the page."""
     path: Path
+    precision: str = "own"
 
 
 def subjects(folder: Path | None) -> Iterator[Subject]:
-    """The models, small to large; built where they are not there yet."""
+    """The models, small to large, and one that is worth splitting; built where they are not there yet."""
     yield Subject("digits", "The network of `edgert demo`: each node is a box.", data_path("digits_f32.onnx"))
     yield Subject("kws", "A keyword spotter (the zoo's depthwise-separable network).", build("kws", "f32", folder))
     yield Subject("mobilenet_v2", "MobileNetV2 at 224x224: stages are boxes.", build("mobilenet_v2", "f32", folder))
@@ -44,14 +45,29 @@ def subjects(folder: Path | None) -> Iterator[Subject]:
     face = Path(models) / "ultraface_rfb_320.onnx" if models else None
     if face is not None and face.is_file():
         yield Subject("ultraface", "A face detector with branches to eight heads.", face)
-    yield Subject(
-        "bert_4x256", "A BERT of four layers: one is drawn, in its frame.", build("bert_4x256", "f32", folder)
-    )
+    about = "A BERT of four layers: one is drawn, in its frame."
+    yield Subject("bert_4x256", about, build("bert_4x256", "f32", folder))
+    about = "A U-Net that ends in an operation that OpenVINO refuses, with `--precision any`: a split that pays."
+    yield Subject("unet_sequence", about, with_sequence(build("unet", "f32", folder)), "any")
+
+
+def with_sequence(body: Path) -> Path:
+    """The same network, its output as a sequence of one tensor; written beside it."""
+    import onnx
+
+    path = body.with_name(f"sequence-{body.name}")
+    model = onnx.load(body)
+    output = model.graph.output[0].name
+    model.graph.node.append(onnx.helper.make_node("SequenceConstruct", [output], ["parts"], name="as_sequence"))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_sequence_value_info("parts", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, path)
+    return path
 
 
 def picture_of(subject: Subject, budget_s: float) -> tuple[str, str]:
     """Its plan on this machine as a picture and in words."""
-    with edgert.load(subject.path, budget_s=budget_s) as model:
+    with edgert.load(subject.path, budget_s=budget_s, precision=subject.precision) as model:
         plan = model.plan
     graph = open_model(subject.path).graph
     return draw_svg(plan, graph, subject.path.name) + "\n", explain(plan, graph)
@@ -82,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.pictures", description="Draws the plans of docs/plan.md.")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--zoo", type=Path, help="where the zoo is built; default: the cache")
-    parser.add_argument("--budget", type=float, default=10.0, help="seconds of measuring for each model")
+    parser.add_argument("--budget", type=float, default=30.0, help="seconds of measuring for each model")
     options = parser.parse_args()
     pictures = options.docs / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)

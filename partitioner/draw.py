@@ -106,7 +106,8 @@ def cards(plan: Plan, graph: Graph, known: Sequence[Known]) -> tuple[tuple[str, 
 
 def _amount(graph: Graph, run: Sequence[int]) -> str:
     weights = weight_bytes(graph, run)
-    return f"{len(run)} nodes · {size_text(weights)} of weights" if weights else f"{len(run)} nodes"
+    nodes = f"{len(run)} node{'' if len(run) == 1 else 's'}"
+    return f"{nodes} · {size_text(weights)} of weights" if weights else nodes
 
 
 def svg(

@@ -95,12 +95,11 @@ def most_wanted(graph: Graph, plan: Plan, known: Sequence[Known]) -> tuple[Wante
     targets: dict[str, dict[Target, None]] = {}
     segments: dict[str, dict[int, None]] = {}
     for number, run in enumerate(runs):
-        ops = dict.fromkeys(node.op for node in _deep(graph.nodes[index] for index in run))
+        nodes = list(_deep(graph.nodes[index] for index in run))
         for row in (*known[number].rows, *plan.candidates):
-            for op in ops if row.outcome == "refused" else ():
-                if _names(row.reason, op):
-                    targets.setdefault(op, {})[row.target] = None
-                    segments.setdefault(op, {})[number] = None
+            for op in _named_ops(nodes, row.reason) if row.outcome == "refused" else ():
+                targets.setdefault(op, {})[row.target] = None
+                segments.setdefault(op, {})[number] = None
     found = [
         Wanted(
             op,
@@ -113,11 +112,22 @@ def most_wanted(graph: Graph, plan: Plan, known: Sequence[Known]) -> tuple[Wante
     return tuple(sorted(found, key=lambda wanted: (-wanted.stake_s, -len(wanted.targets), wanted.op)))
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _deep(nodes: Iterator[Node] | Sequence[Node]) -> Iterator[Node]:
     for node in nodes:
         yield node
         for body in node.subgraphs:
             yield from _deep(body.nodes)
+
+
+def _named_ops(nodes: Sequence[Node], reason: str) -> set[str]:
+    """Operations that a refusal names, or of whose nodes it names one, or a value that one makes."""
+    quoted = set(re.findall(r"""['"`]([^'"`]+)['"`]""", reason))
+    ops = {node.op for node in nodes if node.name in quoted or any(name in quoted for name in node.writes)}
+    return ops | {op for op in {node.op for node in nodes} if _names(reason, op)}
 
 
 def _names(reason: str, op: str) -> bool:
@@ -130,10 +140,10 @@ def _head(plan: Plan) -> Iterator[str]:
     count = len(plan.segments)
     speed = f"{time_text(plan.measured_s)} a request" if plan.measured_s else "not timed"
     if plan.items_per_s:
-        speed += f", {plan.items_per_s:.0f} items/s with {len(plan.instances)} instance(s)"
+        speed += f", {plan.items_per_s:.0f} items/s with {_count(len(plan.instances), 'instance')}"
     if plan.predicted_s:
         speed += f", {time_text(plan.predicted_s)} predicted"
-    yield f"plan {plan.id} for {plan.objective}, precision {plan.precision}: {count} segment(s), {speed}"
+    yield f"plan {plan.id} for {plan.objective}, precision {plan.precision}: {_count(count, 'segment')}, {speed}"
     check = plan.verification
     yield f"checked     {check.reference or 'no'}{f' ({check.reason})' if check.reason else ''}"
     if check.disputed:
@@ -144,8 +154,9 @@ def _segment(plan: Plan, graph: Graph, number: int, run: Sequence[int], known: K
     segment = plan.segments[number]
     counts = Counter(graph.nodes[node].op for node in run).most_common()
     ops = ", ".join(f"{count} {op}" for op, count in counts[:5]) + (", ..." if len(counts) > 5 else "")
-    weights = size_text(weight_bytes(graph, run))
-    yield "holds", f"{len(run)} nodes{f' ({ops})' if ops else ''}, weights {weights}"
+    weights = weight_bytes(graph, run)
+    amount = f"{size_text(weights)} of weights" if weights else "no weights"
+    yield "holds", f"{_count(len(run), 'node')}{f' ({ops})' if ops else ''}, {amount}"
     for what, names in (("reads", segment.inputs), ("makes", segment.outputs)):
         if names:
             shown = ", ".join(str(graph.values.get(name, name)) for name in names[:4])
@@ -161,7 +172,7 @@ def _segment(plan: Plan, graph: Graph, number: int, run: Sequence[int], known: K
     for transfer in plan.transfers:
         if transfer.source == number:
             size = size_text(transfer.size_bytes)
-            yield "hands on", f"{len(transfer.values)} value(s), {size}, to segment {transfer.sink + 1}"
+            yield "hands on", f"{_count(len(transfer.values), 'value')}, {size}, to segment {transfer.sink + 1}"
 
 
 def _cause(target: Target, rows: Sequence[Row]) -> str:
@@ -227,13 +238,18 @@ def _whole_lines(plan: Plan) -> Iterator[str]:
     timed = [row for row in plan.candidates if row.outcome == "ok" and row.timing]
     if len(plan.segments) > 1 and timed and plan.measured_s:
         best = min(timed, key=_p50)
-        ratio = _p50(best) / plan.measured_s
-        yield f"not split   {best.target} takes {time_text(_p50(best))}, {ratio:.2f}x the time of this plan"
+        # The race's own words hold its paired ratio; that of two medians from different rounds is only the next best.
+        words = best.reason or f"{_p50(best) / plan.measured_s:.2f}x the time of this plan"
+        yield f"not split   {best.target} takes {time_text(_p50(best))}, {words}"
 
 
 def _wanted_lines(wanted: Sequence[Wanted]) -> Iterator[str]:
     for number, each in enumerate(wanted[:3]):
-        stake = f"; at most {time_text(each.stake_s)} a request can be won" if each.stake_s else ""
+        stake = (
+            f"; it can win the {time_text(each.stake_s)} of its segments and their transfers, at most"
+            if each.stake_s
+            else ""
+        )
         refusing = ", ".join(map(str, each.targets[:3])) + (", ..." if len(each.targets) > 3 else "")
         head = "most wanted" if not number else "           "
-        yield f"{head} support for {each.op} ({each.nodes} nodes), for which {refusing} refused{stake}"
+        yield f"{head} support for {each.op} ({_count(each.nodes, 'node')}), for which {refusing} refused{stake}"

@@ -56,7 +56,18 @@ def test_the_op_with_most_time_at_stake_is_wanted_first():
         ("Odd", 1, (CPU,), 0.003),
         ("Rare", 1, (GPU,), 0.001),
     ]
-    assert "most wanted support for Odd (1 nodes)" in explain(plan, graph, known)
+    assert "most wanted support for Odd (1 node)" in explain(plan, graph, known)
+
+
+def test_a_refusal_that_names_a_node_or_a_value_wants_its_op():
+    for reason in ("'v2' is a string", "node 'n2' is not known"):
+        plan = plan_with(row(GPU, "refused", reason=reason))
+        assert [each.op for each in most_wanted(BODY, plan, (Known(),))] == ["StringNormalizer"]
+
+
+def test_a_split_is_held_against_the_best_whole():
+    plan = plan_of(BODY, (2,), (GPU, CPU), candidates=(row(CPU, p50_s=0.010),), measured_s=0.004)
+    assert f"not split   {CPU} takes 10.0 ms, 2.50x the time of this plan" in explain(plan, BODY)
 
 
 def test_a_word_of_a_sentence_is_no_op():
@@ -72,5 +83,5 @@ def test_segments_tell_predicted_and_measured_time_and_what_they_hand_on():
     plan = plan_of(graph, (2,), (CPU, GPU))
     text = explain(plan, graph, (Known(predicted_s=0.002, measured_s=0.0021), Known()))
     assert "2.10 ms measured, 2.00 ms predicted" in text
-    assert "1 value(s), 32 B, to segment 2" in text
+    assert "1 value, 32 B, to segment 2" in text
     assert "segment 2 of 2: openvino@gpu:0/f16" in text
