@@ -138,7 +138,9 @@ class _Work:
             self._programme()
         if not self.done and placements <= _FEWEST:
             self._go_through_all(self.left_s)
-        if not self.done and self.best is not None and not self._programmed and len(indexed.items) <= _MOST_ITEMS:
+        cheap = indexed.problem.objective == "throughput" and indexed.problem.pieces == "many"
+        worth = cheap or len(indexed.items) <= _MOST_ITEMS
+        if not self.done and self.best is not None and not self._programmed and worth:
             self._improve(self.left_s)
 
     def _price_chain(self) -> None:
