@@ -21,7 +21,6 @@ from edgert.planning.candidates import LAST_RESORT, Candidates, candidates
 from edgert.planning.choose import Choice, check, fastest, latency_choice, standing, throughput_choice
 from edgert.planning.reference import Checker, Reference, evaluate, settle
 from edgert.planning.remember import Memory, Wish
-from edgert.planning.split import Setting, consider
 from edgert.planning.trials import Course, Trial, Trials
 from edgert.profile import Row, Target, Timing
 from edgert.samples import digest_of, synthesise
@@ -132,6 +131,8 @@ def _measured(
     else:
         choice = latency_choice(rows)
     plan = _plan(assignment, choice, found, reference)
+    from edgert.planning.split import Setting, consider  # with the solvers: a load from the cache needs none of them
+
     return consider(plan, Setting(assignment, course, work, standing(trials), reference, checker, say))
 
 

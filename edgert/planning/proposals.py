@@ -133,6 +133,9 @@ def by_cost(workshop: Workshop, costs: Costs, links: Sequence[Link]) -> list[Pro
         targets = {str(target): target for target in costs.seconds}
         placement = {n: targets[solution.placement[block.id]] for n, block in enumerate(workshop.blocks)}
         cause = f"cheapest by measured costs ({solution.solver}, gap {100 * solution.gap:.1g}%)"
+        if len(set(placement.values())) == 1:
+            workshop.note(f"don't split: by measured costs the whole is best on {placement[0]}")
+            break
         proposal = measured(workshop, placement, cause)
         if proposal is None or proposal in made:
             break
