@@ -128,6 +128,12 @@ def test_names_cannot_break_the_markup():
     assert "<script" not in draw_html(plan_of(graph), graph, evil)
 
 
+def test_the_page_is_well_formed():
+    graph = graph_of([[k - 1, k - 3] if k > 3 else [] for k in range(90)])
+    page = draw_html(plan_of(graph, (50,), (CPU, GPU)), graph)
+    minidom.parseString(page.replace('<meta charset="utf-8">', "").replace("<!DOCTYPE html>", ""))
+
+
 def test_every_node_is_some_clicks_away_in_the_page():
     graph = graph_of([[k - 1, k - 3] if k > 3 else [] for k in range(500)])
     page = draw_html(plan_of(graph, (200,), (CPU, GPU)), graph)
