@@ -53,7 +53,8 @@ def test_a_newer_row_replaces_the_old_one_of_its_target():
 
 
 def test_infinite_distances_survive_json():
-    row = Row(Target("a", "cpu:0", "f32"), "wrong", errors=(OutputError("y", math.inf, 0, -math.inf, False, math.inf, "odd"),))
+    odd = OutputError("y", math.inf, 0, -math.inf, False, math.inf, "odd")
+    row = Row(Target("a", "cpu:0", "f32"), "wrong", errors=(odd,))
     profile = Profile("m", "f", {}, "", "", (row,))
     assert Profile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
 
