@@ -38,6 +38,7 @@ from edgert.bundle.archive import (
     PROFILE,
     Member,
     corrupt,
+    described,
     document,
     entries,
     entry,
@@ -154,9 +155,7 @@ def write(path: Path, model: Path, plan: Plan, machine: Machine, profile: Profil
             PLAN: _json(plan.to_json()), MACHINE: _json(machine.to_json()), PROFILE: _json(profile.to_json())
         }  # fmt: skip
         members = {name: Member(name, len(text), hashlib.sha256(text).hexdigest()) for name, text in texts.items()}
-        for name, file in files.items():
-            view = map_file(file)
-            members[name] = Member(name, len(view), sha256(view))
+        members |= {name: described(name, file) for name, file in files.items()}
         made = Bundle(path, plan, machine, profile, members, source, tuple(segments))
         manifest = _json(_manifest(made, beside))
         _write(path, {MANIFEST: manifest, **texts}, files, members)

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from edgert.errors import ModelCorrupt, ModelError, ModelNotFound
-from edgert.formats.files import map_file, sha256
+from edgert.errors import ModelCorrupt, ModelNotFound
 
 MANIFEST, PLAN, MACHINE, PROFILE = "edgert.json", "plan.json", "machine.json", "profile.json"
 NAME_AT = 30
@@ -183,6 +182,13 @@ def is_same(file: Path, member: Member) -> bool:
         status = os.lstat(file)
         if not stat.S_ISREG(status.st_mode) or status.st_size != member.size_bytes:
             return False
-        return (sha256(map_file(file)) if member.size_bytes else hashlib.sha256().hexdigest()) == member.sha256
-    except (OSError, ModelError):
+        return described(member.name, file) == member
+    except OSError:
         return False
+
+
+def described(name: str, file: Path) -> Member:
+    """A file as the member of that name; raises OSError."""
+    with open(file, "rb") as content:  # read, not mapped: mapped pages would count as memory of this process
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+        return Member(name, content.tell(), digest)

@@ -66,6 +66,17 @@ def test_a_tflite_file_is_loaded_whole_and_reads_digits(file: str, tmp_path: Pat
 
 
 @tflite_runtime
+def test_a_bundle_is_made_and_opened_on_a_small_board(tmp_path: Path) -> None:
+    from edgert.compile import compile_model
+
+    made = compile_model(path("digits_i8.tflite"), tmp_path / "digits.edgert", budget_s=3, cache_dir=tmp_path)
+    with edgert.load(made.path, cache_dir=tmp_path / "other") as model:
+        image = np.zeros([size if isinstance(size, int) else 1 for size in model.inputs[0].shape or ()], np.int8)
+        receipt = model.run([image]).receipt
+    assert (receipt.plan, receipt.degraded) == (made.plan.id, False)
+
+
+@tflite_runtime
 def test_an_onnx_file_says_which_package_it_needs(tmp_path: Path) -> None:
     with pytest.raises(edgert.errors.MissingPackage, match="pip install"):
         edgert.load(path("digits_f32.onnx"), cache_dir=tmp_path)
