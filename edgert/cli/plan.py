@@ -60,37 +60,38 @@ def plan(  # noqa: PLR0917 - a command's options are its arguments
         targets = [*(targets or ()), *_placed(import_placement)]
     arguments = load_arguments(objective, precision, tolerance, targets, budget)
     with console.progress(f"planning {model.name}", quiet=as_json) as progress:
-        made = _made(model, machine, profile, {**arguments, "progress": progress})
+        made, file = _made(model, machine, profile, {**arguments, "progress": progress})
     if output is not None:
         text = json.dumps(made.to_json(), indent=2) + "\n"
         console.write_file(output, lambda beside: _store(beside, text))
     if draw is not None:
-        picture = _picture(draw, model, made)
+        picture = _picture(draw, model.name, file, made)
         console.write_file(draw, lambda beside: _store(beside, picture))
     if export_placement is not None:
-        _export(model, made, export_placement)
+        _export(file, made, export_placement)
     if as_json:
         console.show_json(made.to_json())
     elif explain:
-        console.show(escape(_reasons(model, made)))
+        console.show(escape(_reasons(file, made)))
     else:
         from edgert.cli.views import plan_view
 
         console.show(plan_view(made))
 
 
-def _made(model: Path, machine: Path | None, profile: Path | None, arguments: Mapping[str, Any]) -> Plan:
+def _made(model: Path, machine: Path | None, profile: Path | None, arguments: Mapping[str, Any]) -> tuple[Plan, Path]:
+    """The plan, and the model file that it is for: of a bundle the one inside."""
     if machine is None and profile is None:
         import edgert
 
         with edgert.load(model, **arguments) as loaded:
-            return loaded.plan
+            return loaded.plan, loaded.path
     from edgert.compile import plan_model
     from edgert.planning.offline import read_machine, read_profile
 
     there = None if machine is None else read_machine(machine)
     known = None if profile is None else read_profile(profile)
-    return plan_model(model, machine=there, profile=known, **arguments)[0]
+    return plan_model(model, machine=there, profile=known, **arguments)[0], model
 
 
 def _store(path: Path, text: str) -> None:
@@ -111,21 +112,21 @@ def _export(model: Path, made: Plan, to: Path) -> None:
     write_placement(open_model(model), made, to)
 
 
-def _picture(to: Path, model: Path, made: Plan) -> str:
+def _picture(to: Path, name: str, model: Path, made: Plan) -> str:
     from edgert.formats import open_model
 
     graph = open_model(model).graph
     if to.suffix == ".svg":
         from edgert.partitioner.draw import draw_svg
 
-        return draw_svg(made, graph, model.name) + "\n"
+        return draw_svg(made, graph, name) + "\n"
     from edgert.partitioner.page import draw_html
 
-    return draw_html(made, graph, model.name)
+    return draw_html(made, graph, name)
 
 
 def _reasons(model: Path, made: Plan) -> str:
-    """By segment; what the plan alone tells where the nodes cannot be read (a bundle, a board without a reader)."""
+    """By segment; what the plan alone tells where the nodes cannot be read (a board without a reader)."""
     from edgert.formats import open_model
     from edgert.partitioner.explain import explain
 

@@ -62,6 +62,13 @@ def test_a_page_opens_in_a_browser_and_explains(edgert, tmp_path):
     assert "segment 1 of 1: onnxruntime@cpu:0/f32/1t" in page
 
 
+def test_a_bundle_is_drawn_and_explained_by_the_model_inside(edgert, tmp_path):
+    edgert("compile", MODEL, *ORT, "-o", tmp_path / "digits.edgert")
+    done = edgert("plan", tmp_path / "digits.edgert", "--draw", tmp_path / "plan.svg", "--explain")
+    assert "segment 1 of 1" in done.stdout
+    assert ">Softmax<" in (tmp_path / "plan.svg").read_text()
+
+
 def test_an_explanation_goes_by_segment(edgert):
     text = edgert("plan", MODEL, *ORT, "--explain").stdout
     for words in ("segment 1 of 1", "2 Conv", "cause", "candidates"):
