@@ -26,7 +26,7 @@ from edgert.profile import Precision
 __all__ = ["ModelFile", "companions", "digest", "open_model"]
 
 _FOREIGN: Mapping[bytes, str] = {  # first bytes of what people pass by mistake -> what it is
-    b"PK\x03\x04": "a zip archive (PyTorch, Keras or a compressed model)",
+    b"PK\x03\x04": "a zip archive (PyTorch, Keras, a compressed model, or a bundle where only a model will do)",
     b"\x89HDF": "an HDF5 file (Keras)",
     b"GGUF": "a GGUF file",
     b"\x1f\x8b": "a gzip archive",
