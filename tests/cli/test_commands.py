@@ -240,7 +240,7 @@ def test_an_answer_by_a_fallback_is_shown_and_has_its_own_code(monkeypatch):
         """A model whose target was lost: what `edgert.load` gives, with the receipt of a fallback."""
 
         def __init__(self, model):
-            self._model, self.inputs, self.outputs = model, model.inputs, model.outputs
+            self._model, self.inputs, self.outputs, self.path = model, model.inputs, model.outputs, model.path
 
         def run(self, inputs):
             result = self._model.run(inputs)
