@@ -220,7 +220,9 @@ def test_a_reader_that_has_seen_enough_is_no_error(cache):
 
 def test_an_interrupt_ends_with_its_own_code():
     waiting = (
-        "import edgert, sys, time\n"
+        "import edgert, signal, sys, time\n"
+        # a shell's background job, which a test run may be, inherits an ignored interrupt
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def probe(**_): sys.stdout.write('ready\\n'); sys.stdout.flush(); time.sleep(60)\n"
         "edgert.probe = probe\n" + BOOT
     )
