@@ -44,6 +44,7 @@ class Parts:
         self._model, self._folder = model, folder
         self._read = read or (lambda: formats.open_model(model.path))
         self._file: ModelFile | None = None
+        self._written: set[Path] = set()
         self._lock = threading.Lock()
 
     def file(self, nodes: Sequence[str], keep: Sequence[str] = ()) -> Path:
@@ -57,8 +58,7 @@ class Parts:
             ModelError, OptionError: the model cannot be cut there; see `ModelFile.write`.
             CacheUnwritable: the folder cannot be written.
         """
-        key = json.dumps([_FORMAT, sorted(nodes), list(keep)])
-        path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.{self._model.format}"
+        path = self._path(nodes, keep)
         with self._lock:
             if not _intact(path):
                 self._write(nodes, keep, path)
@@ -75,6 +75,19 @@ class Parts:
         path = self.file(segment.nodes) if segment.nodes else self._model.path
         return Source(path, self._model.format, inputs, outputs, self._model.precision)
 
+    def prune(self, kept: Sequence[Segment]) -> None:
+        """Remove the files that this object wrote, but for those of `kept`: all that was tried may be many models."""
+        keep = {self._path(segment.nodes, ()) for segment in kept}
+        with self._lock:
+            for path in self._written - keep:
+                for each in (_seal(path), path, path.with_name(f"{path.name}.data")):
+                    each.unlink(missing_ok=True)
+            self._written &= keep
+
+    def _path(self, nodes: Sequence[str], keep: Sequence[str]) -> Path:
+        key = json.dumps([_FORMAT, sorted(nodes), list(keep)])
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.{self._model.format}"
+
     def _write(self, nodes: Sequence[str], keep: Sequence[str], path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +98,7 @@ class Parts:
             ) from error
         if self._file is None:
             self._file = self._read()
+        self._written.add(path)
         self._file.write(nodes, path, keep)
         store.write_json(_seal(path), {"digest": formats.digest(path)})
 

@@ -22,7 +22,7 @@ from edgert.execution.segments import Parts
 from edgert.formats import ModelFile
 from edgert.measure import RUN_LIMIT_S, Contestant, hold, sample_name
 from edgert.partitioner.blocks import blocks_of
-from edgert.partitioner.race import Interval, paired_ratio, race
+from edgert.partitioner.race import Interval, Standing, paired_ratio, race
 from edgert.plan import Instance, Plan, Segment, Transfer
 from edgert.planning.candidates import LAST_RESORT
 from edgert.planning.capability import Capability, capability, everything
@@ -41,11 +41,13 @@ _WORTH_S = 1e-3
 """A model that some target runs whole in less is not split: handing over values costs a tenth of that."""
 _SHARE, _RACE_SHARE = 0.5, 0.25
 """Of the budget: what asking and measuring pieces may take at least, and the race of splits against whole models."""
-_MOST_WHOLE, _MOST_PARTIAL, _MOST_RACED = 3, 4, 3
+_MOST_WHOLE, _MOST_PARTIAL, _MOST_RACED = 3, 4, 4
 _HOPELESS = 2.0
 """A split that is predicted to be that much slower than the best whole model is not raced."""
 _FEWEST_DUELS, _MOST_DUELS, _DUEL_SHARE = 4, 12, 0.1
 """Rounds of a duel, and the share of the budget that it has."""
+_FAR = 5.0
+"""Times the split's time that need no duel."""
 _MOST_BLOCKS = 3000
 _MOST_NAMED = 5
 """Refused blocks of one target that the notes name."""
@@ -143,6 +145,7 @@ def consider(plan: Plan, setting: Setting) -> Plan:
             better = plan
         finally:
             workshop.save()
+        workshop.parts.prune(better.segments if len(better.segments) > 1 else ())
     return replace(better, notes=(*better.notes, *workshop.notes))
 
 
@@ -264,7 +267,9 @@ def _proposals(workshop: Workshop, entrants: Field) -> list[Proposal]:
         kin = next((each for each in found if each.refused and _library(each.target) == _library(target)), None)
         found.append(capability(workshop, target, kin))
     _explain(workshop, found)
-    made = [measured(workshop, placement, cause) for placement, cause in by_capability(workshop, found)]
+    made: list[Proposal] = []
+    for placement, cause in by_capability(workshop, found):
+        made += measured(workshop, placement, cause)
     useful = [each for each in found if each.taken]
     if workshop.in_time and len(useful) > 1:
         costs = measure_blocks(workshop, useful)
@@ -275,8 +280,7 @@ def _proposals(workshop: Workshop, entrants: Field) -> list[Proposal]:
             made += by_cost(workshop, costs, links)
         else:
             workshop.note("the time was over before every block was measured: splits are by what targets take alone")
-    kept = dict.fromkeys(proposal for proposal in made if proposal is not None)
-    return sorted(kept, key=lambda proposal: proposal.predicted_s)[:_MOST_RACED]
+    return sorted(dict.fromkeys(made), key=lambda proposal: proposal.predicted_s)[:_MOST_RACED]
 
 
 def _explain(workshop: Workshop, found: Sequence[Capability]) -> None:
@@ -314,11 +318,11 @@ def _finalist(workshop: Workshop, proposal: Proposal, remote: Remote, setting: S
     """The split prepared in a child and right on every sample; None, with a note, when it is not."""
     course, answers = setting.course, setting.reference.answers
     parts = []
-    for piece in proposal.pieces:
-        source = workshop.source(workshop.segment(piece.blocks, piece.target))
-        parts.append(Prepare(source, piece.target, course.machine.device(piece.target.device)))
     outputs = [value.name for value in course.source.outputs]
     try:
+        for piece in proposal.pieces:
+            source = workshop.source(workshop.segment(piece.blocks, piece.target))
+            parts.append(Prepare(source, piece.target, course.machine.device(piece.target.device)))
         hold(remote, course.samples)
         runnable = prepare_segments(remote, parts, outputs, course.cache, timeout_s=course.prepare_limit_s)
         runs = [runnable.run_held(sample_name(index), timeout_s=RUN_LIMIT_S) for index in range(len(answers))]
@@ -361,15 +365,21 @@ def _raced(plan: Plan, workshop: Workshop, finalists: Mapping[Proposal, Finalist
     for standing in rest:
         if isinstance(standing.name, Target):
             ratio = standing.ratio
-            if not ratio.low > 1.0:
-                # It may have left the race early, being far behind: too few rounds for an interval.
+            if not ratio.low > 1.0 and not _far_behind(standing, first):
+                # It may have left the race early: too few rounds for an interval.
                 ratio = _duel(runners[standing.name], runners[first.name], setting.course.budget_s)
-            if not ratio.low > 1.0:
+            if not ratio.low > 1.0 and not _far_behind(standing, first):
                 rival = f"{standing.name} takes {_text(ratio)} its time"
                 workshop.note(f"don't split: {first.name} does not win beyond the noise; {rival}")
                 return plan
             ratios[standing.name] = ratio
     return _split_plan(plan, workshop, finalists[first.name], statistics.median(first.rounds), ratios)
+
+
+def _far_behind(standing: Standing[Names], first: Standing[Names]) -> bool:
+    """Whether it took many times as long in every round, of which there were at least two: no noise does that."""
+    pairs = list(zip(standing.rounds, first.rounds, strict=False))
+    return len(pairs) >= 2 and all(time_s > _FAR * best_s for time_s, best_s in pairs)
 
 
 def _duel(one: Contestant, other: Contestant, budget_s: float) -> Interval:

@@ -34,8 +34,8 @@ from edgert.verify import compare, judge
 _log = logging.getLogger(__name__)
 _FORMAT = 1
 """Raised when what is measured here changes: older entries are then not used."""
-_TIMED_S = 0.01
-_MOST_CALLS = 30
+_TIMED_S = 0.03
+_FEWEST_CALLS, _MOST_CALLS = 5, 30
 _SAVE_EVERY_S = 1.0
 _SAMPLE = "piece"
 
@@ -113,12 +113,12 @@ class Workshop:
                 self.save()
         return known
 
-    def fastest(self, blocks: Sequence[int], target: Target) -> Row:
-        """As `ask`, with the number of threads that suits these blocks best."""
+    def with_threads(self, blocks: Sequence[int], target: Target) -> list[Row]:
+        """As `ask`, with each number of threads: those that are right, fastest first; else what came of `target`."""
         rows = [self.ask(blocks, target)]
         if rows[0].outcome == "ok":
             rows += [self.ask(blocks, other) for other in self.others(target) if other != target and self.in_time]
-        return min((row for row in rows if row.outcome == "ok"), key=seconds, default=rows[0])
+        return sorted((row for row in rows if row.outcome == "ok"), key=seconds) or rows[:1]
 
     def note(self, text: str) -> None:
         """Add to the notes."""
@@ -200,7 +200,7 @@ def _timed(runnable: RemoteRunnable, first_s: float) -> Timing:
     if first_s > 1.0:
         return Timing(first_s, first_s, first_s, 1, 1)
     (probe_s,) = runnable.time(_SAMPLE, 1, at_most_s=1.0, timeout_s=RUN_LIMIT_S)
-    calls = max(3, min(_MOST_CALLS, int(_TIMED_S / max(probe_s, 1e-7))))
+    calls = max(_FEWEST_CALLS, min(_MOST_CALLS, int(_TIMED_S / max(probe_s, 1e-7))))
     times = runnable.time(_SAMPLE, calls, at_most_s=0.3, timeout_s=RUN_LIMIT_S)
     return Timing(statistics.median(times), min(times), max(times), len(times), 1)
 

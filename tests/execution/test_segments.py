@@ -285,3 +285,14 @@ def test_only_values_that_are_made_can_be_kept(tmp_path):
     file = open_model(data.path("digits_f32.onnx"))
     with pytest.raises(OptionError, match="is not made"):
         file.write([file.graph.nodes[0].name], tmp_path / "part.onnx", ["elsewhere"])
+
+
+def test_what_was_only_tried_is_removed(tmp_path):
+    file = open_model(data.path("digits_f32.onnx"))
+    parts = Parts(source_of(file), tmp_path)
+    names = [node.name for node in file.graph.nodes]
+    kept, tried = parts.file(names[:2]), parts.file(names[2:])
+    parts.prune([Segment(target_of("onnxruntime", "f32"), tuple(names[:2]))])
+    assert kept.exists()
+    assert not tried.exists()
+    assert len(list(tmp_path.iterdir())) == 2  # the kept one and its digest
