@@ -7,6 +7,7 @@ in the process of the test, and not in the children, which import a copy of thei
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import signal
 import threading
@@ -278,7 +279,8 @@ class Genuine(Right):
         ops = set(nodes)
         if ops & self.refused:
             raise PrepareRefused(f"foreign: {min(ops & self.refused)} is not known.", target=str(target))
-        inner = backend("onnxruntime").prepare(source, Target("onnxruntime", "cpu:0", "f32", 1), device)
+        cpu = dataclasses.replace(device, id="cpu:0", kind="cpu")
+        inner = backend("onnxruntime").prepare(source, Target("onnxruntime", "cpu:0", "f32", 1), cpu)
         return Tampered(inner, bool(ops & self.wrong), self.late_s * nodes.count("MatMul"))
 
 

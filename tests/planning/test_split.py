@@ -13,13 +13,15 @@ import edgert
 from edgert.devices.probe import glance
 from edgert.errors import PrepareRefused
 from edgert.formats import open_model
-from edgert.machine import Reach
+from edgert.machine import Device, Reach
 from edgert.planning.capability import Capability, capability
 from edgert.planning.quarantine import Quarantine
 from edgert.planning.workshop import Workshop
 from edgert.profile import Row, Target
+from edgert.store import read_json
 
 WIDTH = 16
+GPU = Device("gpu:0", "gpu", "a device on paper", 0, driver="1.0")
 
 
 def layers(path, *activations):
@@ -122,6 +124,18 @@ def test_a_planning_that_is_killed_leaves_its_measurements(load, model, monkeypa
     monkeypatch.setattr(Workshop, "_try", lambda *args: asked.append(args) or real(*args))
     load(model, "swift", "crawls")
     assert not asked
+
+
+def test_segments_of_another_device_run_in_its_child_over_a_measured_link(machine_of, model, feed, tmp_path, load):
+    machine = machine_of("swift@gpu:0", "crawls", devices=(GPU,))
+    split = load(model, machine=machine)
+    assert {target.device for target in split.plan.targets} == {"cpu:0", "gpu:0"}
+    result = split.run(feed)
+    assert result.receipt.targets == split.plan.targets
+    np.testing.assert_allclose(result["y"], expected(load, model, feed), rtol=1e-4, atol=1e-5)
+    (links,) = [read_json(path)["links"] for path in (tmp_path / "cache" / "links").iterdir()]
+    assert {(link["source"], link["sink"]) for link in links} == {("cpu:0", "gpu:0"), ("gpu:0", "cpu:0")}
+    assert all(link["latency_s"] > 0 and link["bandwidth_bytes_per_s"] > 0 for link in links)
 
 
 def test_a_split_that_does_not_pay_is_not_made(load, model, feed):
