@@ -159,6 +159,8 @@ def test_control_c_in_the_parents_group_leaves_the_child_working():
     script = (
         "import os, signal\n"
         "from edgert.transport.child import Child\n"
+        # a shell's background job, which a test run may be, inherits an ignored interrupt
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"with Child({SERVICE!r}) as child:\n"
         "    child.call('pid')\n"
         "    try:\n"
