@@ -19,6 +19,7 @@ from edgert.profile import Row, Target
 
 _log = logging.getLogger(__name__)
 _SOLVE_S = 2.0
+_LONGEST_NAME = 48
 _ROUNDS = 3
 """How often costs are corrected by what whole segments took, and solved again."""
 
@@ -68,7 +69,7 @@ def by_capability(workshop: Workshop, found: Sequence[Capability]) -> list[tuple
                     break
                 placement[number] = best
         else:
-            names = ", ".join(workshop.blocks[number].id for number in sorted(each.refused)[:3])
+            names = ", ".join(short(workshop.blocks[number].id) for number in sorted(each.refused)[:3])
             more = f" and {len(each.refused) - 3} more" if len(each.refused) > 3 else ""
             placements.append((_one_target_a_group(workshop, placement), f"{each.target} takes all but {names}{more}"))
     return placements
@@ -198,9 +199,14 @@ def measured(workshop: Workshop, placement: Placement, cause: str) -> list[Propo
     ]  # fmt: skip
 
 
+def short(name: str) -> str:
+    """A name for people: TFLite's converter joins those of all that it fused."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
 def _blame(workshop: Workshop, number: int, piece: Piece, row: Row) -> str:
     """Who is at fault when a segment is wrong or refused; a block that is wrong by itself goes into quarantine."""
-    first, last = workshop.blocks[piece.blocks[0]].id, workshop.blocks[piece.blocks[-1]].id
+    first, last = (short(workshop.blocks[end].id) for end in (piece.blocks[0], piece.blocks[-1]))
     text = f"a split was dropped: its segment {number} ({first!r} to {last!r}) on {piece.target} is {row.outcome}: "
     if row.outcome != "wrong" or row.reason.startswith("in quarantine"):
         return text + row.reason
@@ -208,5 +214,5 @@ def _blame(workshop: Workshop, number: int, piece: Piece, row: Row) -> str:
         alone = workshop.ask([block], piece.target)
         if alone.outcome == "wrong":
             workshop.convict(block, alone)
-            return f"{text}block {workshop.blocks[block].id!r}: {alone.reason}"
+            return f"{text}block {short(workshop.blocks[block].id)!r}: {alone.reason}"
     return text + row.reason

@@ -27,7 +27,7 @@ from edgert.plan import Instance, Plan, Segment, Transfer
 from edgert.planning.candidates import LAST_RESORT
 from edgert.planning.capability import Capability, capability, everything
 from edgert.planning.costs import measure_blocks, remembered_links
-from edgert.planning.proposals import Proposal, by_capability, by_cost, measured
+from edgert.planning.proposals import Proposal, by_capability, by_cost, measured, short
 from edgert.planning.quarantine import Quarantine
 from edgert.planning.reference import LIMIT_S, Checker, Reference
 from edgert.planning.remember import Memory, Wish
@@ -82,6 +82,11 @@ class Setting:
     def targets(self) -> list[Target]:
         """All that were tried."""
         return [trial.row.target for trial in self.trials]
+
+    @property
+    def certain(self) -> bool:
+        """Whether the reference is one, and undisputed."""
+        return bool(self.reference.name) and not self.reference.disputed
 
     @property
     def whole(self) -> dict[Target, Contestant]:
@@ -203,10 +208,11 @@ def _may_take_a_part(setting: Setting, taken: set[tuple[str, ...]]) -> list[Targ
     found: dict[tuple[str, ...], Target] = {}
     for trial in setting.trials:
         target, outcome = trial.row.target, trial.row.outcome
-        own = target.precision == setting.course.source.precision
+        # Where nothing confirmed the numbers, nobody knows who is wrong.
+        proved = setting.certain and target.precision == setting.course.source.precision
         if target.backend == LAST_RESORT or _way(target) in taken:
             continue
-        if outcome == "refused" or (outcome == "wrong" and own):
+        if outcome == "refused" or (outcome == "wrong" and proved):
             known = found.get(_way(target))
             if known is None or known.threads < target.threads:
                 found[_way(target)] = target
@@ -234,7 +240,7 @@ def _workshop(setting: Setting, folder: Path) -> Workshop:
         Parts(course.source, folder / "segments", lambda: work.file), Quarantine(memory.folder, memory.machine),
         setting.tried.remote, lambda target: [other for other in setting.targets if _way(other) == _way(target)],
         setting.say, memory=path,
-        deadline_s=max(course.deadline_s, time.monotonic() + _SHARE * course.budget_s),
+        certain=setting.certain, deadline_s=max(course.deadline_s, time.monotonic() + _SHARE * course.budget_s),
     )  # fmt: skip
     workshop.load()
     return workshop
@@ -284,9 +290,16 @@ def _proposals(workshop: Workshop, entrants: Field) -> list[Proposal]:
 
 
 def _explain(workshop: Workshop, found: Sequence[Capability]) -> None:
+    """Note which blocks each target does not take, and why."""
     for each in found:
-        for number, row in list(each.refused.items())[:_MOST_NAMED]:
-            workshop.note(f"block {workshop.blocks[number].id!r} on {each.target}: {row.outcome}: {row.reason[:160]}")
+        known = [(number, row) for number, row in each.refused.items() if row.outcome != "untried"]
+        for number, row in known[:_MOST_NAMED]:
+            name = short(workshop.blocks[number].id)
+            workshop.note(f"block {name!r} on {each.target}: {row.outcome}: {row.reason[:160]}")
+        if len(known) > _MOST_NAMED:
+            workshop.note(f"{each.target} does not take {len(known) - _MOST_NAMED} more blocks")
+        if len(known) < len(each.refused):
+            workshop.note(f"{each.target} was not asked for {len(each.refused) - len(known)} blocks: the time was over")
 
 
 def _contest(plan: Plan, workshop: Workshop, proposals: Sequence[Proposal], setting: Setting) -> Plan:

@@ -58,6 +58,8 @@ class Workshop:
     """Told what is going on; raises `Cancelled` to end it."""
     values: Mapping[str, Data] = field(default_factory=dict)
     """The reference's, by name: the model's inputs and all that crosses between blocks."""
+    certain: bool = True
+    """Whether these are confirmed, so that who differs from them is wrong."""
     deadline_s: float = 0.0
     """`time.monotonic()` after which nothing new is asked."""
     memory: Path | None = None
@@ -126,7 +128,7 @@ class Workshop:
 
     def convict(self, number: int, row: Row) -> None:
         """Put a block that gave wrong numbers, alone, into quarantine on that target; anything else stays as it is."""
-        if row.outcome == "wrong" and not row.reason.startswith("in quarantine"):
+        if self.certain and row.outcome == "wrong" and not row.reason.startswith("in quarantine"):
             self.quarantine.add(self.file.graph, self.blocks[number].nodes, row.target, row.reason, self.file.digest)
 
     def _try(self, blocks: Sequence[int], target: Target) -> Row:

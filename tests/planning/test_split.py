@@ -168,6 +168,13 @@ def test_a_wrong_block_is_named_and_kept_away_from_later_plans(load, model, tmp_
     assert not any("act3" in segment.nodes for segment in later.segments if segment.target.backend == "bends")
 
 
+def test_where_nothing_confirms_the_numbers_nobody_is_put_in_quarantine(load, model, tmp_path):
+    plan = load(model, "bends", "crawls").plan  # two that differ, and no third
+    assert not plan.verification.verified
+    assert len(plan.segments) == 1
+    assert not (tmp_path / "cache" / "quarantine").exists()
+
+
 def test_quarantine_ends_with_another_version_of_the_library_or_the_driver(model, tmp_path, machine_of):
     graph, target = open_model(model).graph, Target("bends", "cpu:0", "f32", 1)
     machine = machine_of("bends")
