@@ -155,7 +155,7 @@ def gallery(images: Array, labels: Array, answers: Array, count: int) -> Rendera
 def _drawn(image: Array, label: int, answer: int) -> str:
     steps = len(_SHADES) - 1
     rows = ("".join(2 * _SHADES[-(-int(pixel) * steps // _BRIGHTEST)] for pixel in row) for row in image)
-    verdict = f"[green]{answer}[/]" if label == answer else f"[bold red]{answer}[/], it is a {label}"
+    verdict = f"[green]{answer}[/]" if label == answer else f"[bold red]{answer}[/], it is {label}"
     return "\n".join([*rows, f"read as {verdict}"])
 
 
