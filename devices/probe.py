@@ -34,7 +34,7 @@ PLUGINS: tuple[str, ...] = ("onnxruntime-ep-webgpu", "onnxruntime-qnn")
 """Distributions that give a backend further devices: their versions are part of the cache's key."""
 SIMULATED = "simulated"
 """The backend that no discovery finds a device for."""
-RULES = 1
+RULES = 2
 """Raised when what `probe` does changes, so that nothing older is read from a cache."""
 ASK_LIMIT_S = 60.0
 """For a backend to say what it drives; importing one on a cold, small board takes tens of seconds."""

@@ -156,7 +156,7 @@ def _pair(fit: Sequence[Trial], checker: Checker, *, across: bool) -> tuple[Tria
     """
     for one, other in itertools.combinations(fit, 2):
         a, b = one.row.target, other.row.target
-        independent = a.backend != b.backend if across else a.backend == b.backend and a.variant != b.variant
+        independent = a.backend != b.backend if across else a.backend == b.backend and _kernels(a) != _kernels(b)
         if independent and not _differ(one.answers, other, checker):
             return one, other
     return None
@@ -168,6 +168,14 @@ def _differ(answers: Sequence[Mapping[str, Data]], trial: Trial, checker: Checke
 
 def _agreement(one: Trial, other: Trial) -> str:
     return f"{_library(one.row.target)} and {_library(other.row.target)} agree"
+
+
+_SAME_KERNELS = frozenset({"spin"})
+"""Variants that only schedule the plain one's kernels otherwise, and so confirm nothing."""
+
+
+def _kernels(target: Target) -> str:
+    return "" if target.variant in _SAME_KERNELS else target.variant
 
 
 def _library(target: Target) -> str:

@@ -95,3 +95,8 @@ def test_without_answers_nothing_is_called_wrong(checker):
 )  # fmt: skip
 def test_cores_are_split_into_as_many_disjoint_sets_as_fit(cores, threads, expected):
     assert split_cores(cores, threads) == expected
+
+
+def test_a_variant_with_the_same_kernels_confirms_nothing(checker):
+    assert settled(NONE, checker, trial("a", RIGHT), trial("a", RIGHT, variant="spin")).name == ""
+    assert settled(NONE, checker, trial("a", RIGHT), trial("a", RIGHT, variant="other")).name == "a and a+other agree"
