@@ -128,7 +128,9 @@ def _steps(scale: float, zero: float) -> Quantization:
 
 
 def _target(source: Source, reach: Reach, device: Device) -> Target | None:
-    """The target for a model at its own precision, the fewest threads that its variant takes; None when the backend has none for its format."""
+    """The target for a model at its own precision, with the fewest threads that its variant takes; None when the
+    backend has none for its format.
+    """
     offered = devices.backend(reach.backend).targets(source, device, reach.variant, (1, 2))
     return next((target for target in offered if target.precision == source.precision), None)
 
