@@ -11,6 +11,7 @@ PYTHON ?= python3
 PYTHON311 ?= $(firstword $(wildcard /usr/bin/python3.11) python3.11)
 TESTS ?= tests
 FUZZ_S ?= 600
+CUTS ?= 50
 CACHE := $(or $(EDGERT_CI_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edgert-ci)
 PYTEST_ARGS ?=
 # Two workers: the machines this is meant for have few cores, and the tests start processes of their own.
@@ -21,7 +22,7 @@ BIN := .venv/bin
 TFLITE_RUNTIME_TESTS := tests/packaging/test_environments.py \
   $(patsubst %,tests/test_%.py,errors graph machine plan profile store transforms)
 
-.PHONY: help setup demo test lint tests test-py313 test-tflite-runtime test-numpy-low suite fuzz bench \
+.PHONY: help setup demo test lint tests test-py313 test-tflite-runtime test-numpy-low suite fuzz cuts bench \
   software-devices lock clean clean-cache
 
 help: ## list the targets
@@ -72,6 +73,10 @@ suite: setup ## the ONNX standard's own test suite through edgert, in two shards
 	for pid in $$pids; do wait $$pid; done; \
 	$(BIN)/python tests/suite/onnx_suite.py --merge $(CACHE)/suite/0.json $(CACHE)/suite/1.json \
 	  --fewest 2010 --most-reference 330
+
+cuts: setup ## cut each model of the zoo (and of EDGERT_MODELS) at CUTS=50 random places: the answer stays
+	@echo "== cut models"
+	@EDGERT_CUTS=$(CUTS) $(BIN)/python $(PYTEST) $(PYTEST_ARGS) tests/execution/test_segments.py
 
 fuzz: setup ## mutate model files at the readers for FUZZ_S=600 seconds
 	@echo "== fuzzing the readers"

@@ -15,9 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 
-from edgert.devices import backend
 from edgert.errors import PrepareRefused, RunFailed
 from edgert.machine import Reach
 from edgert.profile import Target
@@ -275,6 +273,10 @@ class Genuine(Right):
     """For each MatMul."""
 
     def prepare(self, source, target, device, cache=None):
+        import onnx  # here: the others start faster without
+
+        from edgert.devices import backend
+
         nodes = [node.op_type for node in onnx.load(source.path).graph.node]
         ops = set(nodes)
         if ops & self.refused:
