@@ -93,11 +93,8 @@ def _one_target_a_group(workshop: Workshop, placement: Mapping[int, Target]) -> 
 
 def _fastest(workshop: Workshop, number: int, targets: Sequence[Target]) -> Target | None:
     rows = [workshop.ask([number], target) for target in targets]
-    return (
-        min((row for row in rows if row.outcome == "ok"), key=seconds).target
-        if any(row.outcome == "ok" for row in rows)
-        else None
-    )
+    right = [row for row in rows if row.outcome == "ok"]
+    return min(right, key=seconds).target if right else None
 
 
 def pieces_of(workshop: Workshop, placement: Placement) -> tuple[Piece, ...]:
