@@ -319,6 +319,10 @@ class Model:
                 better = Pipeline(plan, self._source, machine, memory.compiled(), isolation)
             except Cancelled:
                 return
+            except RuntimeError as error:
+                if "shutdown" not in str(error):
+                    raise
+                return  # the interpreter ends, and starts no threads any more: nobody waits for a better plan
             except EdgertError as error:
                 _log.warning("%s: no better plan was found: %s", self._source.path.name, error)
                 return
