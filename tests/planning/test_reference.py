@@ -100,3 +100,15 @@ def test_cores_are_split_into_as_many_disjoint_sets_as_fit(cores, threads, expec
 def test_a_variant_with_the_same_kernels_confirms_nothing(checker):
     assert settled(NONE, checker, trial("a", RIGHT), trial("a", RIGHT, variant="spin")).name == ""
     assert settled(NONE, checker, trial("a", RIGHT), trial("a", RIGHT, variant="other")).name == "a and a+other agree"
+
+
+def test_noise_on_a_quantised_model_does_not_make_the_evaluator_answer(checker):
+    noisy = {"y": np.float32([[1.3, 2, 3, 3.7]])}
+    found = settle(ONNX, [trial("a", noisy, precision="i8")], checker, "i8")
+    assert (found.name, found.answers) == ("", (noisy,))
+    assert "noise" in found.reason
+
+
+def test_a_quantised_model_that_is_plainly_wrong_leaves_the_evaluator_in_force(checker):
+    nonsense = {"y": np.float32([[-4, 1, 0, -1]])}
+    assert settle(ONNX, [trial("a", nonsense, precision="i8")], checker, "i8").name == "onnx"
