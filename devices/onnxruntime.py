@@ -106,6 +106,7 @@ PROVIDERS: Mapping[str, Provider] = {  # variant -> provider
     "nnapi": Provider("NnapiExecutionProvider", ("npu",)),
 }  # fmt: skip
 
+_VNNI = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
 _registering = threading.Lock()
 _registered: set[str] = set()  # a library registers once a process, also when it finds no device
 
@@ -350,8 +351,10 @@ def _settings(
         "session.intra_op.allow_spinning": "0",  # spinning burns twice the CPU: only where it was measured to pay
         "session.inter_op.allow_spinning": "0",
         "session.record_ep_graph_assignment_info": "1",
-        "session.x64quantprecision": "1",  # x86 without VNNI: no sums of int8 products that overflow int16 in silence
     }
+    if not _VNNI.intersection(device.features):
+        # Without those instructions sums of int8 products overflow int16 in silence; with them this only costs time.
+        settings["session.x64quantprecision"] = "1"
     if device.kind != "cpu":
         settings["session.disable_cpu_ep_fallback"] = "1"
     values = {
