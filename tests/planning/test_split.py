@@ -320,7 +320,7 @@ def test_an_op_that_forces_the_whole_to_the_reference_leaves_a_fast_one_the_rest
     assert refused_whole(split.plan, "onnxruntime")
     # The Tanh after it may be worth a segment of its own or not.
     assert backends(split.plan)[:2] == ["onnxruntime", "reference"] or lost_by_the_clock(split.plan)
-    assert {"reference"} <= {*backends(split.plan), *(target.backend for target in split.plan.fallbacks)}
+    assert lost_by_the_clock(split.plan) or split.plan.fallbacks[0].backend == "reference"
     assert backends(whole.plan) == ["reference"]
     np.testing.assert_allclose(result["y"], whole.run(x)["y"], rtol=1e-3, atol=1e-5)
 
