@@ -26,6 +26,8 @@
     │   ├── CacheUnwritable     nothing can be stored there
     │   └── CacheCorrupt        an entry is damaged
     ├── WireError               a message between processes is malformed
+    ├── Overloaded              too much work waits already: refused at once, not queued
+    ├── DeadlineExceeded        the request's own deadline passed before it was answered
     ├── Cancelled               the work was called off
     └── Closed                  the model was closed
 
@@ -47,6 +49,7 @@ __all__ = [
     "ChildError",
     "ChildTimeout",
     "Closed",
+    "DeadlineExceeded",
     "DeviceLost",
     "DtypeMismatch",
     "EdgertError",
@@ -59,6 +62,7 @@ __all__ = [
     "ModelNotFound",
     "ModelUnsupported",
     "OptionError",
+    "Overloaded",
     "PrepareRefused",
     "RunFailed",
     "ShapeMismatch",
@@ -226,6 +230,20 @@ class CacheCorrupt(CacheError):
 
 class WireError(EdgertError):
     """A message between two processes is malformed."""
+
+
+class Overloaded(EdgertError):
+    """More work waits than can be answered in time; this request was refused at once and has not run."""
+
+    waiting: int
+    """Requests that wait for the same thing."""
+
+
+class DeadlineExceeded(EdgertError):
+    """The deadline that came with the request passed before it was answered; its answer is thrown away."""
+
+    deadline_s: float
+    """Seconds that the request was given."""
 
 
 class Cancelled(EdgertError):
