@@ -25,7 +25,13 @@
     ├── CacheError              the cache on disk is at fault
     │   ├── CacheUnwritable     nothing can be stored there
     │   └── CacheCorrupt        an entry is damaged
-    ├── WireError               a message between processes is malformed
+    ├── TransportError          what passes between processes is at fault
+    │   ├── WireError           a message is malformed, too large or of another version
+    │   ├── EndpointError       an endpoint cannot be listened on: in use, not private, not allowed
+    │   ├── PeerUnreachable     nobody answers there
+    │   ├── PeerRefused         the other end does not know this end's key, or is not who it should be
+    │   ├── SharedMemoryError   memory cannot be made, or another process's not be mapped
+    │   └── StaleSlot           a slot was given to somebody else before it was read to the end
     ├── Overloaded              too much work waits already: refused at once, not queued
     ├── DeadlineExceeded        the request's own deadline passed before it was answered
     ├── Cancelled               the work was called off
@@ -53,6 +59,7 @@ __all__ = [
     "DeviceLost",
     "DtypeMismatch",
     "EdgertError",
+    "EndpointError",
     "Infeasible",
     "InputError",
     "MissingInput",
@@ -63,10 +70,15 @@ __all__ = [
     "ModelUnsupported",
     "OptionError",
     "Overloaded",
+    "PeerRefused",
+    "PeerUnreachable",
     "PrepareRefused",
     "RunFailed",
     "ShapeMismatch",
+    "SharedMemoryError",
+    "StaleSlot",
     "TargetError",
+    "TransportError",
     "UnknownInput",
     "UnknownTarget",
     "WireError",
@@ -228,8 +240,38 @@ class CacheCorrupt(CacheError):
     """An entry of the cache is damaged; it is never used."""
 
 
-class WireError(EdgertError):
-    """A message between two processes is malformed."""
+class TransportError(EdgertError):
+    """What passes between processes is at fault."""
+
+
+class WireError(TransportError):
+    """A message between two processes is malformed, too large or of another version."""
+
+
+class EndpointError(TransportError):
+    """An endpoint cannot be listened on: it is in use, its folder is not private, or there is no such address here."""
+
+    endpoint: str
+
+
+class PeerUnreachable(TransportError):
+    """Nobody answers at an endpoint, or its connection broke."""
+
+    endpoint: str
+
+
+class PeerRefused(TransportError):
+    """The other end does not know this end's key, or does not have the key that it should."""
+
+    endpoint: str
+
+
+class SharedMemoryError(TransportError):
+    """Shared memory cannot be made, or another process's memory cannot be mapped."""
+
+
+class StaleSlot(TransportError):
+    """A slot was given to somebody else before it was read to the end; what was read must not be used."""
 
 
 class Overloaded(EdgertError):
@@ -261,9 +303,20 @@ def to_json(error: EdgertError) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> EdgertError:
-    """The error that `to_json` described; an unknown type becomes an `EdgertError`."""
+    """The error that `to_json` described; an unknown type becomes an `EdgertError`. Takes anything: it may come from
+    another machine, so a field that would change what the object is gets lost.
+    """
     kind = _by_name().get(str(data.get("type")), EdgertError)
-    return kind(str(data.get("message", "")), str(data.get("remedy", "")), **dict(data.get("fields", {})))
+    fields = data.get("fields")
+    kept = {
+        name: value
+        for name, value in (fields.items() if isinstance(fields, Mapping) else ())
+        if isinstance(name, str) and not name.startswith("_") and name not in _RESERVED
+    }
+    return kind(str(data.get("message", "")), str(data.get("remedy", "")), **kept)
+
+
+_RESERVED = frozenset({*dir(Exception), "self", "message", "remedy"})
 
 
 def _by_name() -> dict[str, type[EdgertError]]:

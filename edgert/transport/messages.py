@@ -1,0 +1,286 @@
+"""What executors, pipelines, daemons and clients say to one another. `wire` makes bytes of it, `sockets` moves them.
+
+| message | from -> to | says |
+|---|---|---|
+| Hello, Welcome | caller <-> executor | who is there, in which life of which process, on which host |
+| Prepare, Prepared, Refused | caller <-> executor | get a segment ready; it is; it cannot be |
+| Route | caller -> executor | where each segment's outputs go, once for many requests |
+| Work, Done, Failed | caller -> executor -> executor -> caller | run a segment; the outputs; what went wrong |
+| Free | reader -> owner | slots that were read and may be used again |
+| Heartbeat | executor -> caller | alive, what runs since when, what waits |
+| Cancel, Drain, Bye | either way | stop one request; take no more; gone |
+| Call, Answer | client <-> daemon | one method with its arguments; its result |
+
+A message about a request carries its number and the attempt: an answer of an attempt that was given up is thrown away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from edgert.tensor import Data, DType
+
+Facts: TypeAlias = Mapping[str, Any]
+"""JSON: what the two ends agree on beyond the fields here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """An array in a slot of another process's pool (`shm`): enough to map it, and to see that it is still the same."""
+
+    pool: int
+    """Random number of the pool, 64 bits: a process number that was given again is noticed."""
+    pid: int
+    """The owner's process number."""
+    fd: int
+    """The owner's file descriptor of the memory."""
+    offset: int
+    """Where the slot's header begins, bytes; the array follows the header."""
+    generation: int
+    """Counts the slot's uses; even once it is published."""
+    dtype: DType
+    shape: tuple[int, ...]
+    checksum: int = 0
+    """CRC-32 of the array's bytes; 0 when none was taken (a CRC that comes out as 0 is written as 1)."""
+
+    @property
+    def slot(self) -> tuple[int, int, int, int]:
+        """What names this use of the slot: pool, file descriptor, offset, generation."""
+        return self.pool, self.fd, self.offset, self.generation
+
+
+Carried: TypeAlias = "Descriptor | Data"
+"""A value in a message: the array itself (or a list, map, scalar, None), or where it lies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first word to a peer."""
+
+    who: str
+    """Name of the sender, for logs: 'pipeline of mobilenet.onnx'."""
+    endpoint: str
+    """Its own inbox, where answers go; '' when it listens on no inbox and reads answers from the same socket."""
+    pid: int
+    host: str
+    """Which running system it is on (`sockets.host_id`): shared memory is possible only on the same one."""
+    life: int
+    """Random number of this life of the sender, 64 bits: a restarted process has another."""
+    facts: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The answer to `Hello`; same fields, of the one who answers."""
+
+    who: str
+    endpoint: str
+    pid: int
+    host: str
+    life: int
+    facts: Facts = field(default_factory=dict)
+    """An executor's: its device, its backends and their versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Get a segment ready."""
+
+    request: int
+    """Number of this order, for the answer."""
+    segment: str
+    """The name that `Work` will use, unique among all that this executor holds."""
+    facts: Facts
+    """What to prepare: source, target, device, cores, limits."""
+    files: Mapping[str, Data] = field(default_factory=dict)
+    """Model files for an executor on another host, as arrays of uint8; empty where it reads the caller's disk."""
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The segment is ready."""
+
+    request: int
+    segment: str
+    facts: Facts
+    """What the backend said: nodes by device, time, memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The segment (or any other order) was not carried out."""
+
+    request: int
+    segment: str
+    error: Facts
+    """`errors.to_json`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Values that a segment hands on."""
+
+    endpoint: str
+    """The reader's inbox."""
+    segment: str
+    """The reader's segment, which gets them in a `Work`; '' when they are the caller's, in a `Done`."""
+    values: tuple[str, ...]
+    """Names; '' never."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One segment's place in a route."""
+
+    segment: str
+    inputs: tuple[str, ...]
+    """It runs when these are there; they may come in several `Work`s."""
+    sends: tuple[Send, ...]
+    caller: str
+    """Inbox of the caller, for `Failed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How requests travel through an executor's segments. Said once; a `Work` names it by number."""
+
+    route: int
+    """Unique at the executor: random, 64 bits."""
+    legs: tuple[Leg, ...]
+    """Of the segments that this executor runs. Empty: forget the route."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Run a segment (once all its inputs came), and send the outputs where the route says."""
+
+    request: int
+    attempt: int
+    """0 for the first; a repetition after a failure has the next."""
+    deadline_s: float | None
+    """On the receiver's `time.monotonic()`. On the wire it is the time left, so that no two clocks are compared."""
+    route: int
+    segment: str
+    values: Mapping[str, Carried]
+    """Some or all inputs by name."""
+    home: str = ""
+    """Inbox of the one whose slots these are, where `Free` goes; '' when no value lies in a slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Outputs for the caller."""
+
+    request: int
+    attempt: int
+    segment: str
+    values: Mapping[str, Carried]
+    home: str = ""
+    """As in `Work`."""
+    facts: Facts = field(default_factory=dict)
+    """Timings and what else the receipt needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A request failed in a segment; the caller decides what is next."""
+
+    request: int
+    attempt: int
+    segment: str
+    error: Facts
+    """`errors.to_json`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Slots that the sender read, which their owner may use again."""
+
+    reader: str
+    """The name under which the owner shared them: the reader's endpoint."""
+    slots: tuple[tuple[int, int, int, int], ...]
+    """`Descriptor.slot` of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A run that goes on."""
+
+    request: int
+    attempt: int
+    segment: str
+    for_s: float
+    """How long it runs already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The sender lives. Comes from a thread of its own, so a long run does not keep it back."""
+
+    who: str
+    life: int
+    queued: int
+    """Requests that wait."""
+    running: tuple[Running, ...] = ()
+    facts: Facts = field(default_factory=dict)
+    """Counters since the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody waits for this request (up to and including this attempt) any more."""
+
+    request: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Finish what was taken, take no more, then say `Bye`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """The sender goes; nothing of it will come any more."""
+
+    who: str
+    life: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Do one thing and answer."""
+
+    request: int
+    """Number of the sender's choice, for the answer."""
+    method: str
+    facts: Facts = field(default_factory=dict)
+    values: Mapping[str, Carried] = field(default_factory=dict)
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a `Call` gave."""
+
+    request: int
+    facts: Facts = field(default_factory=dict)
+    values: Mapping[str, Carried] = field(default_factory=dict)
+    error: Facts | None = None
+    """`errors.to_json` when it failed; the other fields are then empty."""
+
+
+Message: TypeAlias = (
+    Hello | Welcome | Prepare | Prepared | Refused | Route | Work | Done | Failed | Free | Heartbeat | Cancel | Drain
+    | Bye | Call | Answer
+)  # fmt: skip
+
+
+def time_left_s(deadline_s: float | None, now_s: float) -> float:
+    """Seconds from `now_s` to a deadline, infinite without one; both on `time.monotonic()`."""
+    return math.inf if deadline_s is None else deadline_s - now_s
