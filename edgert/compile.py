@@ -4,32 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from edgert import bundle, formats, store
 from edgert.bundle import Bundle
 from edgert.devices import probe as probing
 from edgert.errors import OptionError
 from edgert.machine import Machine
-from edgert.model import DEFAULT_BUDGET_S, load, wish_of
+from edgert.model import load, wish_of
 from edgert.plan import Objective, Plan, Tolerance
 from edgert.planning.offline import plan_from_profile, profile_of
 from edgert.profile import Profile
 
 
+class Wishes(TypedDict, total=False):
+    """What the caller may ask of the plan: arguments of `edgert.load`, with its meaning and defaults."""
+
+    objective: Objective
+    tolerance: float | Tolerance | None
+    precision: str
+    targets: Sequence[str] | None
+    budget_s: float
+    cache_dir: Path | None
+    progress: Callable[[str, float], None] | None
+
+
 def compile_model(
-    model: Path,
-    output: Path,
-    *,
-    machine: Machine | None = None,
-    profile: Profile | None = None,
-    objective: Objective = "latency",
-    tolerance: float | Tolerance | None = None,
-    precision: str = "own",
-    targets: Sequence[str] | None = None,
-    budget_s: float = DEFAULT_BUDGET_S,
-    cache_dir: Path | None = None,
-    progress: Callable[[str, float], None] | None = None,
-) -> Bundle:
+    model: Path, output: Path, *, machine: Machine | None = None, profile: Profile | None = None,
+    **wishes: Unpack[Wishes],
+) -> Bundle:  # fmt: skip
     """A bundle of a model for a machine; `edgert.load` opens it there.
 
     Args:
@@ -38,38 +41,19 @@ def compile_model(
         machine: what to plan for; else the one at hand.
         profile: measured on that machine: the plan is made from its rows alone, and nothing is run here. Without one
             the machine must be the one at hand, and is measured.
-        objective: as for `edgert.load`, like all that follow.
-        tolerance: how far answers may be from the reference.
-        precision: the lowest that is allowed.
-        targets: only these.
-        budget_s: seconds to spend on measuring.
-        cache_dir: where plans are remembered.
-        progress: told what is going on.
+        wishes: as for `edgert.load`.
 
     Raises:
         OptionError: `machine` is another one and there is no profile; the profile is of another model, machine or
             version; `output` cannot be written.
         EdgertError: what `edgert.load` raises.
     """
-    plan, machine, profile = plan_model(
-        model, machine=machine, profile=profile, objective=objective, tolerance=tolerance, precision=precision,
-        targets=targets, budget_s=budget_s, cache_dir=cache_dir, progress=progress,
-    )  # fmt: skip
+    plan, machine, profile = plan_model(model, machine=machine, profile=profile, **wishes)
     return bundle.write(output, model, plan, machine, profile)
 
 
 def plan_model(
-    model: Path,
-    *,
-    machine: Machine | None = None,
-    profile: Profile | None = None,
-    objective: Objective = "latency",
-    tolerance: float | Tolerance | None = None,
-    precision: str = "own",
-    targets: Sequence[str] | None = None,
-    budget_s: float = DEFAULT_BUDGET_S,
-    cache_dir: Path | None = None,
-    progress: Callable[[str, float], None] | None = None,
+    model: Path, *, machine: Machine | None = None, profile: Profile | None = None, **wishes: Unpack[Wishes]
 ) -> tuple[Plan, Machine, Profile]:
     """The plan that `compile_model` packs, the machine that it is for and the profile that it was chosen by.
 
@@ -77,15 +61,14 @@ def plan_model(
     """
     if bundle.is_bundle(model):
         raise OptionError(f"{model} is a bundle already.", "Give the model that it was made from.")
+    here = store.folder(wishes.get("cache_dir"))
     if profile is not None:
-        machine = machine or probing.probe(cache_dir=store.folder(cache_dir), progress=progress)
-        wish = wish_of(objective, precision, tolerance, targets)
+        machine = machine or probing.probe(cache_dir=here, progress=wishes.get("progress"))
+        wish = wish_of(wishes.get("objective", "latency"), wishes.get("precision", "own"), wishes.get("tolerance"),
+                       wishes.get("targets"))  # fmt: skip
         return plan_from_profile(formats.open_model(model), machine, wish, profile), machine, profile
-    machine = _at_hand(machine, probing.probe(cache_dir=store.folder(cache_dir), progress=progress))
-    with load(
-        model, objective=objective, tolerance=tolerance, precision=precision, targets=targets, machine=machine,
-        budget_s=budget_s, cache_dir=cache_dir, progress=progress,
-    ) as loaded:  # fmt: skip
+    machine = _at_hand(machine, probing.probe(cache_dir=here, progress=wishes.get("progress")))
+    with load(model, machine=machine, **wishes) as loaded:
         plan = loaded.plan
     return plan, machine, profile_of(plan)
 
