@@ -131,7 +131,8 @@ def _measured(
     else:
         choice = latency_choice(rows)
     plan = _plan(assignment, choice, found, reference)
-    from edgert.planning.split import Setting, consider  # with the solvers: a load from the cache needs none of them
+    from edgert.planning.setting import Setting
+    from edgert.planning.split import consider  # with the solvers: a load from the cache needs none of them
 
     return consider(plan, Setting(assignment, course, work, standing(trials), reference, checker, say))
 

@@ -115,7 +115,7 @@ def test_what_was_measured_is_not_measured_again(load, model, tmp_path, monkeypa
 
 
 def test_a_planning_that_is_killed_leaves_its_measurements(load, model, monkeypatch):
-    monkeypatch.setattr("edgert.planning.split._contest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("edgert.planning.split.contest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         load(model, "swift", "crawls")
     monkeypatch.undo()
