@@ -41,6 +41,30 @@ def limits(root: Path = Path("/")) -> Limits:
     return Limits(min(cpus, default=None), min(memory, default=None))
 
 
+def memory_left_bytes(root: Path = Path("/")) -> int | None:
+    """What the tightest group leaves before its kernel would kill: limit - used, the cached files that it can drop
+    (inactive_file, as the kernel's own estimate of available memory counts them) not counted as used. None without a
+    limit.
+    """
+    mounts, groups = tuple(_mounts(root)), _groups(root)
+    left = [
+        size - _used(folder)
+        for folder in _folders(root, mounts, groups, "memory")
+        if (size := _memory(folder)) is not None
+    ]
+    return max(0, min(left)) if left else None
+
+
+def _used(folder: Path) -> int:
+    text = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes")
+    used = int(text) if text.isdigit() else 0
+    # v1 counts the groups below under names of their own; v2 has no such name, and counts them always.
+    names = ("total_inactive_file", "inactive_file")
+    counts = dict(line.split(" ", 1) for line in _lines(folder / "memory.stat") if line.count(" ") == 1)
+    droppable = next((int(counts[name]) for name in names if counts.get(name, "").isdigit()), 0)
+    return max(0, used - droppable)
+
+
 def _mounts(root: Path) -> Iterator[_Mount]:
     """Where the hierarchies are mounted, by /proc/self/mountinfo (proc(5) gives its fields)."""
     for line in _lines(root / "proc/self/mountinfo"):

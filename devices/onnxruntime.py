@@ -62,6 +62,8 @@ class Provider:
 
     threads: int = 1
     """The fewest with which it differs from another variant."""
+    lean: bool = False
+    """Made for little memory: tried only where a model does not fit, so discovery does not offer it."""
 
     def drives(self, device: Device) -> bool:
         known_as = f"{device.name} {device.driver}".lower()
@@ -77,6 +79,9 @@ PROVIDERS: Mapping[str, Provider] = {  # variant -> provider
     # ones, so it is measured like any other way.
     "spin": Provider(_CPU, ("cpu",), threads=2, options={"session.intra_op.allow_spinning": "1",
                                                          "session.force_spinning_stop": "1"}),
+    # Weights stay where the file's external data is mapped: nothing is packed anew, no arena is kept. A session is then
+    # made in milliseconds and holds 1.0 times the weights that it used; products of matrices are slower.
+    "lean": Provider(_CPU, ("cpu",), lean=True, options={"session.disable_prepacking": "1"}),
     "xnnpack": Provider("XnnpackExecutionProvider", ("cpu",), options={"intra_op_num_threads": "{threads}"}),
     "openvino": Provider("OpenVINOExecutionProvider", ("cpu", "gpu", "npu"), vendors=("intel",),
                          options={"device_type": "{kind}", "num_of_threads": "{threads}"},
@@ -123,7 +128,7 @@ class Backend:
     def reaches(self, devices: Sequence[Device]) -> tuple[Reach, ...]:
         ort = _library()
         found = []
-        for variant, provider in PROVIDERS.items():
+        for variant, provider in ((name, each) for name, each in PROVIDERS.items() if not each.lean):
             for device in filter(provider.drives, devices):
                 reason = _why_not(ort, provider, device)
                 if not reason:
@@ -327,6 +332,7 @@ def _session(
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = target.threads or 1
     options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = not provider.lean
     model: str | bytes = str(source.path)
     if content is not None:
         model = content

@@ -92,6 +92,41 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class Residency:
+    """Which segments are in memory when, in a plan whose model is larger than its memory limit: they are loaded, run
+    and released in turn.
+    """
+
+    limit_bytes: int
+    """What the process may hold resident, everything counted."""
+    base_bytes: int
+    """Of that, what it was expected to hold without a model: the application, edgert and the library."""
+    held: tuple[tuple[int, ...], ...]
+    """For each segment of `Plan.segments` the indices of those held while it runs, itself among them. One that is in
+    every set is never released; one that is not next is released before the next begins."""
+    weights_bytes: tuple[int, ...]
+    """What each segment holds while it is loaded, as the target holds it (some copy the file's weights)."""
+    peak_bytes: int = 0
+    """The most that a run held in the trial, beyond `base_bytes`; 0 when it was not measured."""
+
+    def lines(self) -> list[str]:
+        """For people: the limit, the order and who is held when."""
+        stay = frozenset(range(len(self.held))).intersection(*map(frozenset, self.held))
+        ahead = sum(len(set(own) - stay - {index}) > 0 for index, own in enumerate(self.held))
+        peak = f", {self.peak_bytes} measured" if self.peak_bytes else ""
+        lines = [
+            f"memory: at most {self.limit_bytes} bytes, of which {self.base_bytes} are not the model's{peak}: "
+            f"{len(self.held)} segments are loaded, run and released in turn, {len(stay)} of them stay, "
+            f"beside {ahead} the next one is read ahead"
+        ]
+        return lines + [
+            f"  while {index + 1} runs ({self.weights_bytes[index]} bytes): "
+            f"{', '.join(str(each + 1) for each in own)} in memory"
+            for index, own in enumerate(self.held)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
     """How the plan's answer was checked."""
 
@@ -153,6 +188,8 @@ class Plan:
     """Types and shapes of the values that cross from one segment to another."""
     predicted_s: float = 0.0
     """What the solver expected of one request; 0 when nothing was predicted."""
+    residency: Residency | None = None
+    """Set when the segments take turns in memory; None when all of them are held."""
 
     @cached_property
     def id(self) -> str:
@@ -179,6 +216,7 @@ class Plan:
             for error in check.errors
         ]
         lines += self._segment_lines() if len(self.segments) > 1 else []
+        lines += self.residency.lines() if self.residency else []
         lines.append("candidates:")
         lines += [f"  {_candidate(row)}" for row in self.candidates]
         lines.append(f"fallbacks: {', '.join(map(str, self.fallbacks)) or 'none'}")
@@ -207,6 +245,8 @@ class Plan:
         content["candidates"] = [row_to_json(row) for row in self.candidates]
         content["verification"]["errors"] = [error_to_json(error) for error in self.verification.errors]
         content["fallbacks"] = [str(target) for target in self.fallbacks]
+        if self.residency is None:
+            del content["residency"]  # plans without one read as they did before there were any
         return content
 
     @classmethod
@@ -232,6 +272,7 @@ class Plan:
             "optional_inputs": tuple(data["optional_inputs"]),
             "notes": tuple(data["notes"]),
             "values": tuple(value_from_json(item) for item in data["values"]),
+            "residency": _residency(data["residency"]) if "residency" in data else None,
         }
         plan = cls(**fields)
         if plan.id != data["id"]:
@@ -255,6 +296,15 @@ class Receipt:
     """From the checked inputs to the outputs."""
     reason: str = ""
     """Why it is degraded."""
+    turns: int = 0
+    """How many segments took turns in memory for this answer; 0 when all that ran was held."""
+
+
+def _residency(item: Mapping[str, Any]) -> Residency:
+    held = tuple(tuple(own) for own in item["held"])
+    return Residency(
+        item["limit_bytes"], item["base_bytes"], held, tuple(item["weights_bytes"]), item["peak_bytes"]
+    )
 
 
 def _candidate(row: Row) -> str:

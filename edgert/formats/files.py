@@ -15,6 +15,7 @@ from typing import BinaryIO
 from edgert.errors import ModelCorrupt, ModelNotFound, OptionError
 
 _BLOCK_BYTES = 1 << 24
+_COPIED_BYTES = 1 << 20
 
 
 def map_file(path: Path) -> memoryview:
@@ -74,11 +75,38 @@ def beside(model: Path, location: str, owner: str) -> Path:
 
 
 def sha256(data: memoryview) -> str:
-    """SHA-256 of bytes, as hexadecimal digits."""
+    """SHA-256 of bytes, as hexadecimal digits. A mapped file's pages are let go as they are read: a file larger than
+    memory costs none.
+    """
     digest = hashlib.sha256()
     for start in range(0, len(data), _BLOCK_BYTES):
         digest.update(data[start : start + _BLOCK_BYTES])
+        _let_go(data, start, _BLOCK_BYTES)
     return digest.hexdigest()
+
+
+def _let_go(data: memoryview, start: int, size: int) -> None:
+    """Tell the kernel that this process needs a mapped file's pages no more; they are read again when looked at."""
+    mapped = data.obj
+    whole = isinstance(mapped, mmap.mmap) and len(mapped) == len(data)  # of a slice nobody knows where it begins
+    if whole and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED, start, min(size, len(data) - start))
+
+
+def copy_range(source: Path, offset: int, size: int, file: BinaryIO) -> None:
+    """Copy bytes of a file to the end of another, a piece at a time: neither is ever in memory.
+
+    Raises:
+        OSError: reading or writing failed (`replacing` makes an OptionError of it), or the source ended early.
+    """
+    with open(source, "rb") as reader:
+        reader.seek(offset)
+        while size:
+            piece = reader.read(min(size, _COPIED_BYTES))
+            if not piece:
+                raise OSError(f"{source} ended {size} bytes early")
+            file.write(piece)
+            size -= len(piece)
 
 
 def digest_with(own: str, companions: Iterable[tuple[str, Path]]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from edgert.errors import ModelUnsupported
 from edgert.formats.cut import Cut, cut
-from edgert.formats.files import map_file, replacing
+from edgert.formats.files import copy_range, map_file, replacing
 from edgert.formats.onnx_tensors import external_range, tensors
 
 if TYPE_CHECKING:
@@ -115,14 +115,13 @@ def _move_external(model: onnx.ModelProto, source: Path, file: BinaryIO, locatio
         if tensor.data_location != 1:
             continue
         origin, offset, length = external_range(tensor, source, f"tensor {tensor.name!r}")
-        content = map_file(origin)[offset : offset + length] if length else memoryview(b"")
         del tensor.external_data[:]
         if length < _PAGE_BYTES:
             tensor.ClearField("data_location")
-            tensor.raw_data = bytes(content)
+            tensor.raw_data = bytes(map_file(origin)[offset : offset + length]) if length else b""
             continue
         file.seek(-file.tell() % _PAGE_BYTES, 1)
         for key, entry in (("location", location), ("offset", str(file.tell())), ("length", str(length))):
             item = tensor.external_data.add()
             item.key, item.value = key, entry
-        file.write(content)
+        copy_range(origin, offset, length, file)
