@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from edgert import errors
     from edgert.devices.probe import probe
     from edgert.machine import Device, Machine
-    from edgert.model import Model, Result, load
+    from edgert.model import Model, load
     from edgert.plan import Plan, Receipt, Tolerance
     from edgert.profile import Target
+    from edgert.result import Result
 
 __version__ = "0.1.0"
 
@@ -46,7 +47,7 @@ _HOMES = {  # public name -> module that defines it
     "Model": "edgert.model",
     "Plan": "edgert.plan",
     "Receipt": "edgert.plan",
-    "Result": "edgert.model",
+    "Result": "edgert.result",
     "Target": "edgert.profile",
     "Tolerance": "edgert.plan",
     "load": "edgert.model",

@@ -7,7 +7,8 @@
     ├── ModelError              the model file is at fault
     │   ├── ModelNotFound       no such file, or not readable
     │   ├── ModelCorrupt        truncated, malformed or hostile
-    │   └── ModelUnsupported    well-formed, but nothing here can run it
+    │   ├── ModelUnsupported    well-formed, but nothing here can run it
+    │   └── ModelNotServed      the daemon has no model of that name that answers
     ├── InputError              what was passed to `Model.run` is at fault
     │   ├── UnknownInput        a name (or position) that the model does not have
     │   ├── MissingInput        an input that the model needs was not given
@@ -21,7 +22,8 @@
     │   └── DeviceLost          the device is gone
     ├── ChildError              a supervised process is at fault
     │   ├── ChildDied           it exited or was killed
-    │   └── ChildTimeout        it did not answer in time and was killed
+    │   ├── ChildTimeout        it did not answer in time and was killed
+    │   └── Garbage             what it sent cannot be an answer
     ├── CacheError              the cache on disk is at fault
     │   ├── CacheUnwritable     nothing can be stored there
     │   └── CacheCorrupt        an entry is damaged
@@ -67,6 +69,7 @@ __all__ = [
     "ModelCorrupt",
     "ModelError",
     "ModelNotFound",
+    "ModelNotServed",
     "ModelUnsupported",
     "OptionError",
     "Overloaded",
@@ -140,6 +143,10 @@ class ModelCorrupt(ModelError):
 
 class ModelUnsupported(ModelError):
     """The file is well-formed, but nothing on this machine can run it."""
+
+
+class ModelNotServed(ModelError):
+    """The daemon that was asked has no model of that name, or none that answers (yet)."""
 
 
 class InputError(EdgertError):
@@ -226,6 +233,10 @@ class ChildTimeout(ChildError):
 
     timeout_s: float
     """The limit that it overran."""
+
+
+class Garbage(ChildError):
+    """What a supervised process (or the library in it) sent cannot be an answer: a wrong name, type, shape or id."""
 
 
 class CacheError(EdgertError):

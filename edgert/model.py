@@ -6,12 +6,12 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, get_args
 
 from edgert import bundle, formats, store, unpack
 from edgert.devices import probe as probing
@@ -23,40 +23,16 @@ from edgert.formats import memo
 from edgert.graph import Value
 from edgert.machine import Machine
 from edgert.plan import Objective, Plan, Receipt, Tolerance
-from edgert.tensor import Array, Data
+from edgert.result import Inputs, Result
+from edgert.tensor import Data
 
 if TYPE_CHECKING:  # a bundle needs no planner, and a small box may have none of what that imports
     from edgert.planning import Assignment, Wish
 
 _log = logging.getLogger(__name__)
 DEFAULT_BUDGET_S = 10.0
-Inputs: TypeAlias = "Mapping[str, Any] | Sequence[Any] | Array"
-"""By name, by position, or the one array of a model with one input."""
-
-
-class Result(Mapping[str, Any]):
-    """Outputs by name, and the receipt that says how they were made. The arrays are the caller's."""
-
-    __slots__ = ("_outputs", "receipt")
-
-    def __init__(self, outputs: dict[str, Data], receipt: Receipt) -> None:
-        self._outputs = outputs
-        self.receipt = receipt
-
-    def __getitem__(self, name: str) -> Any:
-        try:
-            return self._outputs[name]
-        except KeyError:
-            raise KeyError(f"there is no output {name!r}; the model has {', '.join(self._outputs)}") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._outputs)
-
-    def __len__(self) -> int:
-        return len(self._outputs)
-
-    def __repr__(self) -> str:
-        return f"Result({', '.join(self._outputs)}; {', '.join(map(str, self.receipt.targets))})"
+_ONE_SEARCH = threading.Lock()
+"""Two searches in the background at once would time each other's noise."""
 
 
 def load(
@@ -311,11 +287,13 @@ class Model:
 
         def work() -> None:
             try:
-                machine = probe()
-                memory = Memory(assignment.memory.folder, assignment.memory.model, machine)
-                plan = planning.make_plan(
-                    replace(assignment, machine=machine, memory=memory, budget_s=DEFAULT_BUDGET_S), self._stop.is_set
-                )
+                with _ONE_SEARCH:
+                    machine = probe()
+                    memory = Memory(assignment.memory.folder, assignment.memory.model, machine)
+                    plan = planning.make_plan(
+                        replace(assignment, machine=machine, memory=memory, budget_s=DEFAULT_BUDGET_S),
+                        self._stop.is_set,
+                    )
                 better = Pipeline(plan, self._source, machine, memory.compiled(), isolation)
             except Cancelled:
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -188,6 +189,9 @@ class Plan:
     """Types and shapes of the values that cross from one segment to another."""
     predicted_s: float = 0.0
     """What the solver expected of one request; 0 when nothing was predicted."""
+    tidied: str = ""
+    """Digest of the tidied-up model that the segments are cut from; '' for the model itself. A node that no segment
+    names was then folded into its neighbours."""
     residency: Residency | None = None
     """Set when the segments take turns in memory; None when all of them are held."""
 
@@ -298,6 +302,21 @@ class Receipt:
     """Why it is degraded."""
     turns: int = 0
     """How many segments took turns in memory for this answer; 0 when all that ran was held."""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form; `from_json` reads it back."""
+        return {**asdict(self), "targets": [str(target) for target in self.targets]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Receipt:
+        """The receipt that `to_json` described; fields of a later edgert are left out.
+
+        Raises:
+            KeyError, TypeError, UnknownTarget: the data is malformed.
+        """
+        known = {item.name for item in dataclasses.fields(cls)}
+        kept = {name: value for name, value in data.items() if name in known}
+        return cls(**{**kept, "targets": tuple(Target.parse(text) for text in data["targets"])})
 
 
 def _residency(item: Mapping[str, Any]) -> Residency:
