@@ -128,10 +128,26 @@ class Contestant:
         self.call_s = min(self.call_s, *times)
         return statistics.median(times)
 
+    def renew(self) -> None:
+        """Prepare the target anew in its child, and run it once.
+
+        Raises:
+            EdgertError: it does not prepare or run any more.
+        """
+        if self.runnable.generation == self.remote.generation and self.remote.pid is not None:
+            self.remote.release([self.runnable])
+            self._prepare()
+        else:
+            self._revive()
+        self.runnable.time(sample_name(0), 1, at_most_s=0.0, timeout_s=RUN_LIMIT_S)
+
     def _revive(self) -> None:
         if self.runnable.generation == self.remote.generation and self.remote.pid is not None:
             return
         hold(self.remote, self.samples)
+        self._prepare()
+
+    def _prepare(self) -> None:
         self.runnable = self.remote.prepare(
             self.source, self.target, self.device, self.cache, timeout_s=self.prepare_limit_s
         )

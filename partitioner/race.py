@@ -14,7 +14,7 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 Name = TypeVar("Name")
@@ -28,6 +28,11 @@ _FEWEST_ROUNDS = 12
 """Before anything is dropped on statistics."""
 _FAR_ROUNDS = 4
 _FAR = math.log(1.5)
+_MOST_HEATS = 3
+_PLAUSIBLE = 1.25
+"""A candidate may win the next heat when its interval of the last one reaches down to this ratio."""
+_PLAUSIBLE_DISTURBED = 2.0
+"""The same when other work ran: with one of two cores taken, two threads lose half of their speed and one nothing."""
 """A candidate that was so much slower in each of its first `_FAR_ROUNDS` rounds is dropped without more."""
 
 
@@ -122,6 +127,70 @@ def race(
             certain = certain or len(alive) == 1
             break
     return Outcome(_standings(times, alive), certain)
+
+
+def best_of_three(
+    names: Sequence[Name],
+    heat: Callable[[Sequence[Name]], Outcome[Name]],
+    more: Callable[[], bool],
+    disturbed: Callable[[], bool],
+) -> Outcome[Name]:
+    """Race in up to three heats, each with everything prepared anew: whoever wins two is the winner.
+
+    A program keeps some of its luck for as long as it lives (where its memory lies, which core its threads met), and
+    somebody else's work may outlast a whole race and slow one candidate more than another; neither shows in a race's
+    own interval.
+
+    Args:
+        names: the candidates; at least one.
+        heat: races candidates, as `race` does.
+        more: whether there is budget for another heat.
+        disturbed: whether the machine had other work in the last heat.
+
+    Returns:
+        Every candidate with its standing in its last heat, the winner's own heat first.
+    """
+    heats: list[Outcome[Name]] = []
+    left = list(names)
+    while left and len(heats) < _MOST_HEATS:
+        heats.append(heat(left))
+        winners = [outcome.standings[0].name for outcome in heats if outcome.standings]
+        if len(winners) < len(heats) or winners.count(winners[-1]) > 1 or not more():
+            break
+        plausible = _PLAUSIBLE_DISTURBED if disturbed() else _PLAUSIBLE
+        left = [standing.name for standing in heats[-1].standings if standing.ratio.low <= plausible]
+        left += [winner for winner in winners if winner not in left]
+        if len(left) == 1:
+            break
+    return _together(heats)
+
+
+def _together(heats: Sequence[Outcome[Name]]) -> Outcome[Name]:
+    """One outcome of several heats: the last heat that the overall winner won leads."""
+    won = [outcome for outcome in heats if outcome.standings]
+    if not won:
+        return heats[-1]
+    winners = [outcome.standings[0].name for outcome in won]
+    winner = max(reversed(winners), key=winners.count)
+    leading = next(outcome for outcome in reversed(won) if outcome.standings[0].name == winner)
+    standings = {standing.name: standing for standing in leading.standings}
+    for outcome in reversed(won):
+        for standing in _against(outcome, winner):
+            standings.setdefault(standing.name, standing)
+    agreed = leading.certain and (len(won) == 1 or winners.count(winner) > 1)
+    return Outcome(tuple(standings.values()), agreed)
+
+
+def _against(outcome: Outcome[Name], winner: Name) -> list[Standing[Name]]:
+    """The heat's standings with ratios to the winner of all, where it took part in that heat."""
+    rounds = next((standing.rounds for standing in outcome.standings if standing.name == winner), None)
+    if rounds is None:
+        return list(outcome.standings)
+    rebased = []
+    for standing in outcome.standings:
+        common = min(len(standing.rounds), len(rounds))
+        rebased.append(replace(standing, ratio=paired_ratio(standing.rounds[:common], rounds[:common])))
+    return sorted(rebased, key=lambda standing: standing.ratio.ratio)
 
 
 def _beaten(name: Name, leader: Name, ratio: Interval, times: dict[Name, list[float]], margin: float) -> bool:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from edgert.devices.remote import RemoteRunnable
 from edgert.errors import EdgertError, ModelUnsupported
 from edgert.measure import Contestant, hold, sample_name
-from edgert.partitioner.race import Outcome, race
+from edgert.partitioner.race import Outcome
 from edgert.plan import Instance
+from edgert.planning.heats import Heats
 from edgert.planning.reference import Checker, Reference
 from edgert.planning.trials import Course, Trial, Trials, failed
 from edgert.profile import Row, Target, Timing
@@ -81,7 +82,7 @@ def fastest(trials: Sequence[Trial], course: Course, say: Callable[[str], None])
             del runners[target]
     say(f"racing {len(runners)} of {len(trials)} targets")
     end_s = max(course.deadline_s, time.monotonic() + _RACE_SHARE * course.budget_s)
-    outcome = race(list(runners), lambda target: runners[target].visit(), lambda: time.monotonic() < end_s)
+    outcome = Heats(runners, end_s, course.deadline_s).run()
     _enter(rows, outcome, runners)
     order = [standing.name for standing in outcome.standings]
     order += [target for target in rows if target not in order]
