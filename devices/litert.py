@@ -7,9 +7,11 @@ to the one Runnable).
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 
 from edgert.devices.backend import Runnable, Source
+from edgert.devices.quiet import stderr_without
 from edgert.devices.words import SIMULATED, failed, installed, refused, unusable
 from edgert.errors import MissingPackage, PrepareRefused, UnknownTarget
 from edgert.graph import Quantization, Value
@@ -41,6 +44,11 @@ _RESOLVERS: Mapping[str, str] = {  # variant -> member of OpResolverType
 }
 _WORTH_TRYING = ("", "builtin")
 """`ref`, the kernels that others are checked against, is some fifty times slower: for who names it."""
+
+_CHATTER = b"INFO: Created TensorFlow Lite XNNPACK delegate"
+"""What it says once a process when it makes an interpreter with XNNPACK."""
+_first = threading.Lock()
+"""Held by who makes the process's first interpreter with XNNPACK; never released, for there is only one first."""
 
 
 class Backend:
@@ -101,12 +109,13 @@ class Backend:
         if target.precision != source.precision:
             raise refused(target, f"LiteRT computes at the model's own precision, {source.precision}")
         try:
-            interpreter = library.Interpreter(
-                str(source.path),
-                num_threads=target.threads or 1,
-                experimental_op_resolver_type=library.OpResolverType[_resolver(target.variant)],
-            )
-            interpreter.allocate_tensors()
+            with _quietly(target.variant):
+                interpreter = library.Interpreter(
+                    str(source.path),
+                    num_threads=target.threads or 1,
+                    experimental_op_resolver_type=library.OpResolverType[_resolver(target.variant)],
+                )
+                interpreter.allocate_tensors()
             inputs = _ports(source.inputs, interpreter.get_input_details())
             outputs = _ports(source.outputs, interpreter.get_output_details())
         except SystemError as error:  # how tflite-runtime fails beside a numpy that it was not built for
@@ -186,6 +195,12 @@ def _interpreter_module() -> Any:
         raise MissingPackage(f"package {distribution} is not installed.", _REMEDY, package=distribution) from error
     except Exception as error:  # a broken installation fails in any way
         raise unusable(distribution, error, _REMEDY) from error
+
+
+def _quietly(variant: str) -> contextlib.AbstractContextManager[None]:
+    """Without LiteRT's greeting, the first time that XNNPACK is used."""
+    first = variant == "" and _first.acquire(blocking=False)
+    return stderr_without(_CHATTER) if first else contextlib.nullcontext()
 
 
 def _resolver(variant: str) -> str:

@@ -97,9 +97,11 @@ class Backend:
             model, compiled = _compiled(core, source, name, _settings(target, device, cache))
             ports = _ports(source.inputs, model.inputs), _ports(source.outputs, model.outputs)
             _check_hint(compiled, target)
+            nodes = compiled.get_runtime_model().get_ops()
+            _check_text(nodes)
             shapes = Shapes(model, ports[0])
             names = frozenset(value.name for value in source.inputs)
-            return Prepared(compiled, ports, (shapes, names), target, _ran_on(compiled, name, device))
+            return Prepared(compiled, ports, (shapes, names), target, _ran_on(compiled, nodes, name, device))
         except EdgertError:
             raise
         except Exception as error:  # the bindings raise RuntimeError, ValueError, TypeError and types of their own
@@ -153,6 +155,8 @@ class Prepared:
         self._shapes, self._known = checks
         self._narrowed = [(port.name, *_NARROWED[port.dtype]) for port in inputs if port.dtype in _NARROWED]
         self._reads = [(port.name, self._reader(port)) for port in outputs]
+        # Asked to share a text, OpenVINO warns that it copies it; where warnings are errors that ends in a crash.
+        self._share = all(port.dtype != "string" for port in outputs)
 
     def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
         try:
@@ -168,7 +172,7 @@ class Prepared:
                 _check_known(inputs, self._known)
             if self._stateful:
                 self._request.reset_state()  # variables start at zero: runs do not depend on one another
-            self._request.infer(share_outputs=True)
+            self._request.infer(share_outputs=self._share)
             return {name: read() for name, read in self._reads}
         except Exception as error:  # as in `prepare`
             raise failed(self._target, error) from error
@@ -323,6 +327,16 @@ def _compiled(core: Any, source: Source, name: str, settings: Mapping[str, Any])
     return model, core.compile_model(model, name, settings)
 
 
+def _check_text(nodes: Sequence[Any]) -> None:
+    """Refuse what copies text with OpenVINO's Identity: it copies the pointers, frees them twice, and the process ends.
+
+    Seen with 2026.4; the other nodes that move text are sound.
+    """
+    for node in nodes:
+        if _layer(node) == "Identity" and node.get_output_element_type(0).to_string() == "string":
+            raise ValueError(f"node {node.get_friendly_name()!r} copies text, which OpenVINO frees twice")
+
+
 def _check_hint(compiled: Any, target: Target) -> None:
     got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if got != _hint(target.precision):
@@ -379,14 +393,19 @@ def _port(value: Value, index: int, found: Any) -> _Port:
     return _Port(value.name, index, dtype, shape)
 
 
-def _ran_on(compiled: Any, name: str, device: Device) -> Mapping[str, int]:
+def _ran_on(compiled: Any, nodes: Sequence[Any], name: str, device: Device) -> Mapping[str, int]:
     """Device id -> nodes after OpenVINO's fusions; refused when another device takes part."""
     used = list(compiled.get_property("EXECUTION_DEVICES"))
     if any(each.strip("()").partition(".")[0] != name.partition(".")[0] for each in used):
         raise ValueError(f"it would run on {', '.join(used)}, not on {name} alone")
     passive = ("Input", "Output", "Const", "Parameter", "Result", "Constant")
-    kinds = [node.get_rt_info()["layerType"] for node in compiled.get_runtime_model().get_ops()]
-    return {device.id: sum(str(getattr(kind, "value", kind)) not in passive for kind in kinds)}
+    return {device.id: sum(_layer(node) not in passive for node in nodes)}
+
+
+def _layer(node: Any) -> str:
+    """Kind of a node of a runtime model."""
+    kind = node.get_rt_info()["layerType"]
+    return str(getattr(kind, "value", kind))
 
 
 def _viewed(data: Array, dtype: DType) -> Array:

@@ -145,6 +145,10 @@ class Child:
         """End it and release what it held. Harmless when it is gone."""
         self._dropped()
 
+    def ending(self) -> ChildDied:
+        """How it ended; waits for that, and kills it when it does not end."""
+        return self._obituary("serve")
+
     def __enter__(self) -> Child:
         return self
 
@@ -222,10 +226,20 @@ def _exactly(connection: socket.socket, count: int, deadline_s: float | None) ->
     return buffer
 
 
+_inside = False
+
+
+def inside() -> bool:
+    """Whether this process is such a child."""
+    return _inside
+
+
 def main(argument: Mapping[str, Any]) -> None:
     """The child's whole life: ready, then one answer for each request until the parent is gone."""
     import resource  # Linux has it; elsewhere there are no children, and this module still imports
 
+    global _inside  # noqa: PLW0603 - a fact of the process, set once at its start
+    _inside = True
     _die_with_parent(argument["lifeline"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected here, a core file is not
     if argument["memory_limit_bytes"]:

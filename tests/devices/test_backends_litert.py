@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import threading
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgert import devices
-from edgert.devices import litert
+from edgert.data import path as path_of
+from edgert.devices import litert, quiet
 from edgert.errors import MissingPackage, PrepareRefused, RunFailed, UnknownTarget
 from edgert.machine import Device
 from edgert.profile import Target
@@ -146,3 +151,46 @@ def test_without_any_package_the_command_is_named(monkeypatch):
         with pytest.raises(MissingPackage, match=r'pip install "edgert\[tflite\]"') as caught:
             ask()
         assert caught.value.package == "ai-edge-litert"
+
+
+IN_ITS_OWN_PROCESS = """
+import os, sys
+from pathlib import Path
+from edgert.devices import litert, quiet
+from tests.devices.sources import prepared, source_of
+noisy = sys.argv[2] == "noisy"
+if noisy:
+    class Talkative:
+        def __getattr__(self, name):
+            os.write(2, b"ERROR: something real\\nINFO: other news\\n")
+            return getattr(library, name)
+    library = litert._interpreter_module()
+    litert._interpreter_module = Talkative
+model = source_of(Path(sys.argv[1]))
+prepared("litert", model)
+os.write(2, b"after\\n")
+prepared("litert", model)
+"""
+
+
+@pytest.mark.parametrize(("kind", "said"), [("plain", "after"), ("noisy", "ERROR: something real INFO: other news")])
+def test_its_greeting_never_reaches_the_callers_stderr_and_everything_else_does(kind, said):
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ITS_OWN_PROCESS, path_of("digits_f32.tflite"), kind],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert "XNNPACK" not in done.stderr
+    assert said in " ".join(done.stderr.split())
+
+
+def test_stderr_that_is_filtered_still_reaches_a_process_forked_meanwhile(capfd):
+    with quiet.stderr_without(b"chatter"):
+        late = subprocess.Popen([sys.executable, "-c", "import os; input(); os.write(2, b'late\\n')"],
+                                stdin=subprocess.PIPE, text=True)  # fmt: skip
+        os.write(2, b"chatter of a library\nnews\n")
+    assert capfd.readouterr().err == "news\n"
+    late.communicate("go\n")
+    for thread in threading.enumerate():
+        if thread.name == "stderr filter":
+            thread.join()
+    assert capfd.readouterr().err == "late\n"

@@ -126,6 +126,23 @@ def test_a_free_size_that_does_not_fit_the_weights_is_refused_before_it_runs(tmp
             runnable.run({"x": np.ones((2, width), np.float32)})
 
 
+def text_model(*nodes):
+    order = numpy_helper.from_array(np.array([1, 0]), "order")
+    return model(list(nodes), [info("x", TensorProto.STRING, ("n",))], [info("y", TensorProto.STRING, None)], [order])
+
+
+@pytest.mark.filterwarnings("error")
+def test_text_comes_out_also_where_warnings_are_errors(tmp_path):
+    proto = text_model(helper.make_node("Gather", ["x", "order"], ["y"]))
+    got = answers("openvino", proto, tmp_path, {"x": np.array(["a", "bücher"], object)})["y"]
+    assert got.tolist() == ["bücher", "a"]
+
+
+def test_text_that_is_handed_through_is_refused_for_openvino_frees_it_twice(tmp_path):
+    with pytest.raises(PrepareRefused, match="text"):
+        prepared("openvino", source(text_model(helper.make_node("Identity", ["x"], ["y"])), tmp_path))
+
+
 def test_values_that_are_no_tensors_are_refused_by_name(tmp_path):
     sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
     proto = model([helper.make_node("SequenceLength", ["s"], ["n"])], [sequence], [info("n", TensorProto.INT64, ())])
