@@ -95,7 +95,7 @@ class Prepare:
     """The name that `Work` will use, unique among all that this executor holds."""
     facts: Facts
     """What to prepare: source, target, device, cores, limits."""
-    files: Mapping[str, Data] = field(default_factory=dict)
+    files: Mapping[str, Carried] = field(default_factory=dict)
     """Model files for an executor on another host, as arrays of uint8; empty where it reads the caller's disk."""
     deadline_s: float | None = None
 

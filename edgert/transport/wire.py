@@ -19,25 +19,36 @@ Arrays start at multiples of 64 bytes, so that a receiver can use them in place.
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from edgert.errors import OptionError, WireError
-from edgert.tensor import Array, Data, dtype_of, numpy_dtype
+from edgert.errors import MissingPackage, OptionError, WireError
+from edgert.tensor import BITS, Array, Data, dtype_of, numpy_dtype
 
 VERSION = 1
 PREFIX = struct.Struct("<4sHHIQ")
 MAX_HEADER_BYTES = 64 << 20
 MAX_PAYLOAD_BYTES = 64 << 30
 _MAGIC = b"EDRT"
+FIXED = frozenset(BITS) - {"string"}
+"""Element types whose arrays are raw bytes."""
 _ALIGN = 64
 _MAX_DEPTH = 16
+MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, OptionError,
+              MissingPackage, struct.error)  # fmt: skip
+"""What reading bytes that are no message can end in."""
 
 Body: TypeAlias = Mapping[str, Any]
 Message: TypeAlias = tuple[dict[str, Any], dict[str, Data]]
+Place: TypeAlias = Callable[[Array], int]
+"""Takes an array, gives the number (offset or frame) where it will be found."""
+Find: TypeAlias = Callable[[int, int], memoryview]
+"""Where the bytes of an array are: (offset or frame, count) -> the bytes."""
 
 
 def encode(body: Body, data: Mapping[str, Data] | None = None) -> list[bytes | memoryview]:
@@ -52,13 +63,13 @@ def encode(body: Body, data: Mapping[str, Data] | None = None) -> list[bytes | m
     def place(array: Array) -> int:
         nonlocal end
         padding = -end % _ALIGN
-        raw = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data) if array.size else b""
+        raw = raw_bytes(array)
         payload.extend((bytes(padding), raw))
         start = end + padding
         end = start + len(raw)
         return start
 
-    trees = {name: _tree(value, place, 0) for name, value in (data or {}).items()}
+    trees = {name: write_tree(value, place) for name, value in (data or {}).items()}
     try:
         header = json.dumps({"body": body, "data": trees}, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
@@ -97,21 +108,13 @@ def decode(header: bytes | bytearray, payload: bytearray) -> Message:
         body, trees = content["body"], content["data"]
         if not isinstance(body, dict) or not isinstance(trees, dict):
             raise WireError("message header is malformed.")
-        return body, {name: _value(tree, payload, 0) for name, tree in trees.items()}
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        OptionError,
-    ) as error:
+        return body, {name: read_tree(tree, partial(_within, payload)) for name, tree in trees.items()}
+    except MALFORMED as error:
         raise WireError(f"message header is malformed: {error!r}.") from error
 
 
-def _tree(value: Data | Any, place: Any, depth: int) -> Any:
+def write_tree(value: Data | Any, place: Place, depth: int = 0) -> Any:
+    """A value as a tree of JSON; `place` takes its arrays and says where each went."""
     if depth > _MAX_DEPTH:
         raise WireError(f"a value nests deeper than {_MAX_DEPTH} levels.")
     if value is None:
@@ -122,9 +125,9 @@ def _tree(value: Data | Any, place: Any, depth: int) -> Any:
         native = value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
         return {"a": dtype_of(value), "s": list(value.shape), "o": place(native), "n": value.nbytes}
     if isinstance(value, Mapping):
-        return {"m": [[_plain(key), _tree(item, place, depth + 1)] for key, item in value.items()]}
+        return {"m": [[_plain(key), write_tree(item, place, depth + 1)] for key, item in value.items()]}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return {"l": [_tree(item, place, depth + 1) for item in value]}
+        return {"l": [write_tree(item, place, depth + 1) for item in value]}
     return {"x": _plain(value)}
 
 
@@ -136,21 +139,22 @@ def _text(item: object) -> str:
     return item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item)
 
 
-def _value(tree: Any, payload: bytearray, depth: int) -> Any:
+def read_tree(tree: Any, find: Find, depth: int = 0) -> Any:
+    """The value that `write_tree` described; malformed ones raise `WireError` or one of `MALFORMED`."""
     if depth > _MAX_DEPTH:
         raise WireError(f"a value nests deeper than {_MAX_DEPTH} levels.")
     if tree is None:
         return None
     if "a" in tree:
-        return _array(tree["a"], _shape(tree["s"]), int(tree["o"]), int(tree["n"]), payload)
+        return _array(tree["a"], _shape(tree["s"]), int(tree["n"]), find(int(tree["o"]), int(tree["n"])))
     if "t" in tree:
         texts = np.empty(len(tree["v"]), dtype=object)
         texts[:] = [str(item) for item in tree["v"]]
         return texts.reshape(_shape(tree["t"]))
     if "l" in tree:
-        return [_value(item, payload, depth + 1) for item in tree["l"]]
+        return [read_tree(item, find, depth + 1) for item in tree["l"]]
     if "m" in tree:
-        return {key: _value(item, payload, depth + 1) for key, item in tree["m"]}
+        return {key: read_tree(item, find, depth + 1) for key, item in tree["m"]}
     return tree["x"]
 
 
@@ -161,14 +165,22 @@ def _shape(sizes_: Any) -> tuple[int, ...]:
     return shape
 
 
-def _array(dtype: str, shape: tuple[int, ...], start: int, count: int, payload: bytearray) -> Array:
+def _array(dtype: str, shape: tuple[int, ...], count: int, raw: memoryview) -> Array:
     kind = numpy_dtype(dtype)
-    items = 1
-    for size in shape:
-        items *= size
-    if start < 0 or start + count > len(payload) or items * kind.itemsize != count or dtype == "string":
-        raise WireError(f"array of {dtype} {shape} does not fit its {count} bytes at {start} of {len(payload)}.")
-    return np.frombuffer(payload, dtype=kind, count=items, offset=start if count else 0).reshape(shape)
+    if math.prod(shape) * kind.itemsize != count or len(raw) != count or dtype == "string":
+        raise WireError(f"array of {dtype} {shape} does not fit its {count} bytes.")
+    return np.frombuffer(raw, dtype=kind).reshape(shape) if count else np.empty(shape, kind)
+
+
+def _within(payload: bytearray, start: int, count: int) -> memoryview:
+    if start < 0 or count < 0 or start + count > len(payload):
+        raise WireError(f"{count} bytes at {start} leave the payload of {len(payload)}.")
+    return memoryview(payload)[start : start + count]
+
+
+def raw_bytes(array: Array) -> bytes | memoryview:
+    """The bytes of an array in C order; not copied where it is contiguous."""
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data) if array.size else b""
 
 
 def pieces(message: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
