@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, Protocol, TypeAlias, TypeVar
@@ -22,9 +23,10 @@ from edgert.devices.backend import Runnable, Source
 from edgert.devices.host import pin_thread
 from edgert.devices.remote import Remote
 from edgert.errors import Closed, DeviceLost, EdgertError, RunFailed
-from edgert.execution.segments import Parts, Relay, Step
+from edgert.execution.segments import Parts, Relay, Step, parts_of
+from edgert.execution.streaming import LEAN_FOLDER, LeanParts, Piece, Streamed, files_of
 from edgert.machine import Machine
-from edgert.plan import Instance, Plan
+from edgert.plan import Instance, Plan, Residency
 from edgert.profile import Target
 from edgert.tensor import Data
 
@@ -285,17 +287,41 @@ class Pipeline:
         )
 
     def _prepare_rung(self, rung: int, instances: Sequence[Instance]) -> _Rung:
+        if self.plan.residency is not None:
+            return self._prepare_streamed(self._ladder[rung][0], self.plan.residency, planned=rung == 0)
         if rung == 0 and len(self.plan.segments) > 1:
             return self._prepare_split()
         return self._prepare(self._ladder[rung][0], instances, self._source)
 
-    def _prepare_split(self) -> _Split:
-        """Every segment on its target; what was prepared is released when one refuses."""
-        plan = self.plan
+    def _folder(self) -> Path:
+        """Where the segments' files go."""
         if self._cache is None and self._temporary is None:
             self._temporary = TemporaryDirectory(prefix="edgert-")
-        folder = self._cache or Path(self._temporary.name if self._temporary else ".")
-        parts = self._parts or Parts(self._source, folder / "segments")
+        return self._cache or Path(self._temporary.name if self._temporary else ".")
+
+    def _prepare_streamed(self, target: Target, residency: Residency, *, planned: bool) -> Streamed:
+        """The segments in turn on one target; on a fallback each alone, since it may hold more than the planned one."""
+        plan = self.plan
+        parts = self._parts or LeanParts(self._source, self._folder() / LEAN_FOLDER)
+        values = {value.name: value for value in (*plan.inputs, *plan.values, *plan.outputs)}
+        pieces = []
+        for index, segment in enumerate(plan.segments):
+            source = parts.source(segment, values)
+            load = partial(self._prepare, target, (Instance(index),), source)
+            pieces.append(Piece(target, segment.inputs, segment.outputs, files_of(source.path), load))
+        held = residency.held if planned else [(index,) for index in range(len(pieces))]
+        streamed = Streamed(pieces, [value.name for value in plan.outputs], held)
+        try:
+            streamed.begin()
+        except BaseException:
+            streamed.close()
+            raise
+        return streamed
+
+    def _prepare_split(self) -> _Split:
+        """Every segment on its target; what was prepared is released when one refuses."""
+        plan, folder = self.plan, self._folder()
+        parts = self._parts or parts_of(plan, self._source, folder)
         values = {value.name: value for value in (*plan.inputs, *plan.values, *plan.outputs)}
         prepared: list[_Prepared] = []
         try:

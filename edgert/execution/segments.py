@@ -23,7 +23,7 @@ from edgert.devices.backend import Source
 from edgert.errors import CacheCorrupt, CacheUnwritable, ChildError, EdgertError, RunFailed, TargetError
 from edgert.formats import ModelFile
 from edgert.graph import Value
-from edgert.plan import Segment
+from edgert.plan import Plan, Segment
 from edgert.profile import Target
 from edgert.tensor import Data
 
@@ -60,7 +60,7 @@ class Parts:
         """
         path = self._path(nodes, keep)
         with self._lock:
-            if not _intact(path):
+            if not intact(path):
                 self._write(nodes, keep, path)
         return path
 
@@ -80,7 +80,7 @@ class Parts:
         keep = {self._path(segment.nodes, ()) for segment in kept}
         with self._lock:
             for path in self._written - keep:
-                for each in (_seal(path), path, path.with_name(f"{path.name}.data")):
+                for each in (seal(path), path, path.with_name(f"{path.name}.data")):
                     each.unlink(missing_ok=True)
             self._written &= keep
 
@@ -96,22 +96,65 @@ class Parts:
                 f"folder {path.parent} for segments cannot be made: {error.strerror or error}.",
                 "Mend the cache folder's permissions and space, or pass another cache_dir=.",
             ) from error
+        self._written.add(path)
+        self._store(nodes, keep, path)
+
+    def _store(self, nodes: Sequence[str], keep: Sequence[str], path: Path) -> None:
         if self._file is None:
             self._file = self._read()
-        self._written.add(path)
         self._file.write(nodes, path, keep)
-        store.write_json(_seal(path), {"digest": formats.digest(path)})
+        store.write_json(seal(path), {"digest": formats.digest(path)})
 
 
-def _seal(path: Path) -> Path:
+def parts_of(plan: Plan, model: Source, folder: Path) -> Parts:
+    """The files of a plan's segments, cut from the model, or from what it was tidied up to.
+
+    Args:
+        plan: of several segments.
+        model: the whole model.
+        folder: belongs to this model's content alone.
+    """
+    if not plan.tidied:
+        return Parts(model, folder / "segments")
+    return Parts(model, tidied_parts(folder), lambda: _tidied(plan, folder))
+
+
+def tidied_path(folder: Path) -> Path:
+    """Where the tidied-up model lies in a model's folder."""
+    return folder / "tidied.onnx"
+
+
+def tidied_parts(folder: Path) -> Path:
+    """Where the segments of the tidied-up model lie: nodes of one name may differ from the model's own."""
+    return folder / "segments-tidied"
+
+
+def is_at_hand(plan: Plan, folder: Path) -> bool:
+    """Whether what the plan's segments are cut from is still there."""
+    known = store.read_or_drop(seal(tidied_path(folder))) if plan.tidied else None
+    return not plan.tidied or (known is not None and known.get("digest") == plan.tidied)
+
+
+def _tidied(plan: Plan, folder: Path) -> ModelFile:
+    path = tidied_path(folder)
+    if not intact(path) or formats.digest(path) != plan.tidied:
+        raise CacheCorrupt(
+            f"{path}, from which plan {plan.id} cuts its segments, is damaged or of another version.",
+            "Delete the folder, and load the model again: it is planned anew.",
+        )
+    return formats.open_model(path)
+
+
+def seal(path: Path) -> Path:
+    """Where the digest of a file is kept, and what else is to be known of it."""
     return path.with_name(f"{path.name}.json")
 
 
-def _intact(path: Path) -> bool:
+def intact(path: Path) -> bool:
     """Whether the file is there, with the content that was written."""
     try:
-        seal = store.read_json(_seal(path))
-        return seal is not None and seal.get("digest") == formats.digest(path)
+        known = store.read_json(seal(path))
+        return known is not None and known.get("digest") == formats.digest(path)
     except (CacheCorrupt, EdgertError) as error:
         _log.warning("segment %s is written again: %s", path, error)
         return False

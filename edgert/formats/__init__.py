@@ -6,6 +6,7 @@
 | .onnx -> Graph | `onnx.open_onnx` | onnx, onnx_check, onnx_types, onnx_tensors |
 | .tflite -> Graph | `tflite.open_tflite` | tflite, flat, tflite_tensors |
 | nodes -> file | `ModelFile.write` | cut, onnx_write, tflite_write |
+| .onnx -> the same, tidied up | `onnx_clean.clean` | onnx_clean |
 
 The libraries that know the formats (onnx, onnx-ir, the schema inside ai-edge-litert) are imported when a file needs
 them, and no bytes of a file are trusted: whatever is wrong with it is a `ModelError`.
@@ -61,7 +62,7 @@ class ModelFile(Protocol):
         ...
 
     def write(
-        self, nodes: Collection[str], path: Path, keep: Collection[str] = ()
+        self, nodes: Collection[str], path: Path, keep: Collection[str] = (), *, lean: bool = False
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Write a convex set of nodes as a model file of the same format, valid on its own.
 
@@ -69,6 +70,8 @@ class ModelFile(Protocol):
             nodes: names of nodes (`Node.name`). All of them make a file equivalent to the original.
             path: where to; replaced if it exists. External data goes to `path` + '.data'.
             keep: values made by these nodes that become outputs too, after those of `Graph.boundary`.
+            lean: never hold the weights: an .onnx links to the bytes where they are (copying them piece by piece where
+                it cannot), a .tflite has them behind its tables, where LiteRT reads them and OpenVINO does not.
 
         Returns:
             Names of the file's inputs and outputs: for a part as `Graph.boundary` has them, for all nodes as the

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
+import numpy as np
+
 from edgert.errors import ModelCorrupt, ModelNotFound, OptionError
 
 _BLOCK_BYTES = 1 << 24
@@ -88,8 +90,9 @@ def sha256(data: memoryview) -> str:
 def _let_go(data: memoryview, start: int, size: int) -> None:
     """Tell the kernel that this process needs a mapped file's pages no more; they are read again when looked at."""
     mapped = data.obj
-    whole = isinstance(mapped, mmap.mmap) and len(mapped) == len(data)  # of a slice nobody knows where it begins
-    if whole and hasattr(mmap, "MADV_DONTNEED"):
+    if not isinstance(mapped, mmap.mmap) or len(mapped) != len(data):  # of a slice nobody knows where it begins
+        return
+    if hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED, start, min(size, len(data) - start))
 
 
@@ -121,6 +124,26 @@ def digest_of(own: str, companions: Mapping[str, str]) -> str:
     """As `digest_with`, of SHA-256 values alone: location -> that of the file."""
     lines = [f"{location}\0{digest}" for location, digest in sorted(companions.items())]
     return hashlib.sha256("\n".join([own, *lines]).encode(errors="surrogateescape")).hexdigest() if lines else own
+
+
+def copy_view(content: memoryview, file: BinaryIO) -> None:
+    """Write bytes a piece at a time; the pages of a mapped file are let go on the way, whichever part of it this is."""
+    array = np.frombuffer(content, np.uint8)
+    page = mmap.PAGESIZE
+    mapped = content.obj
+    while isinstance(mapped, np.ndarray | memoryview):
+        mapped = mapped.base if isinstance(mapped, np.ndarray) else mapped.obj
+    start = 0
+    if isinstance(mapped, mmap.mmap):
+        start = array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+    for low in range(0, len(content), _COPIED_BYTES):
+        piece = content[low : low + _COPIED_BYTES]
+        file.write(piece)
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            first = -(-(start + low) // page) * page  # pages that lie in the piece as a whole
+            last = (start + low + len(piece)) // page * page
+            if last > first:
+                mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 @contextmanager

@@ -65,11 +65,11 @@ class OnnxFile:
         return _precision(self.graph)
 
     def write(
-        self, nodes: Collection[str], path: Path, keep: Collection[str] = ()
+        self, nodes: Collection[str], path: Path, keep: Collection[str] = (), *, lean: bool = False
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         from edgert.formats.onnx_write import write_nodes
 
-        return write_nodes(self, nodes, path, keep)
+        return write_nodes(self, nodes, path, keep, lean=lean)
 
 
 def open_onnx(path: Path, data: memoryview) -> OnnxFile:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from edgert.formats.onnx import OnnxFile
 
+_log = logging.getLogger(__name__)
 _PAGE_BYTES = 4096
 """Alignment of external data, so that it can be memory-mapped; smaller tensors go into the model file."""
 _MODEL_FIELDS = (
@@ -26,16 +29,17 @@ _MODEL_FIELDS = (
 
 
 def write_nodes(
-    source: OnnxFile, nodes: Collection[str], path: Path, keep: Collection[str] = ()
+    source: OnnxFile, nodes: Collection[str], path: Path, keep: Collection[str] = (), *, lean: bool = False
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """See `edgert.formats.ModelFile.write`.
 
     The written file names its own opsets, functions and metadata like the source; it holds the constants that its
-    nodes use and the types of their values. External data is copied into `path` + '.data'.
+    nodes use and the types of their values. External data is copied into `path` + '.data', or (`lean`) stays where it
+    is: a hard link beside the written file names the same bytes, where the file system allows one.
     """
     part = cut(source.graph, nodes, keep)
     model = _whole(source) if part.whole else _part(source, part)
-    if any(tensor.data_location == 1 for tensor in tensors(model)):
+    if any(tensor.data_location == 1 for tensor in tensors(model)) and not (lean and _linked(model, source.path, path)):
         data_path = path.with_name(path.name + ".data")
         with replacing(data_path) as file:
             _move_external(model, source.path, file, data_path.name)
@@ -109,19 +113,53 @@ def _typed(source: OnnxFile, name: str) -> onnx.ValueInfoProto:
     return info
 
 
+def _linked(model: onnx.ModelProto, source: Path, path: Path) -> bool:
+    """Link what the model's tensors keep elsewhere to beside `path`, and name it so; False where no link can be made
+    (another file system, or one without links): nothing is changed then.
+    """
+    ranges = {
+        index: external_range(tensor, source, f"tensor {tensor.name!r}")
+        for index, tensor in enumerate(tensors(model))
+        if tensor.data_location == 1
+    }
+    origins = dict.fromkeys(origin for origin, _, length in ranges.values() if length >= _PAGE_BYTES)
+    locations = {origin: f"{path.name}.{number}.data" for number, origin in enumerate(origins)}
+    try:
+        for origin, location in locations.items():
+            path.with_name(location).unlink(missing_ok=True)
+            os.link(origin, path.with_name(location))
+    except OSError as error:
+        _log.info("%s: no link to its weights (%s): they are copied", path.name, error.strerror or error)
+        return False
+    for index, tensor in enumerate(tensors(model)):
+        if index in ranges:
+            origin, offset, length = ranges[index]
+            _place(tensor, origin, offset, length, locations.get(origin, ""))
+    return True
+
+
+def _place(tensor: onnx.TensorProto, origin: Path, offset: int, length: int, location: str) -> None:
+    """Name the place of a tensor's bytes; few bytes go into the model itself."""
+    del tensor.external_data[:]
+    if length < _PAGE_BYTES:
+        tensor.ClearField("data_location")
+        tensor.raw_data = bytes(map_file(origin)[offset : offset + length]) if length else b""
+        return
+    for key, entry in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        item = tensor.external_data.add()
+        item.key, item.value = key, entry
+
+
 def _move_external(model: onnx.ModelProto, source: Path, file: BinaryIO, location: str) -> None:
     """Copy what the model's tensors keep elsewhere: large ones into `file`, small ones into the model."""
     for tensor in tensors(model):
         if tensor.data_location != 1:
             continue
         origin, offset, length = external_range(tensor, source, f"tensor {tensor.name!r}")
-        del tensor.external_data[:]
-        if length < _PAGE_BYTES:
-            tensor.ClearField("data_location")
-            tensor.raw_data = bytes(map_file(origin)[offset : offset + length]) if length else b""
-            continue
-        file.seek(-file.tell() % _PAGE_BYTES, 1)
-        for key, entry in (("location", location), ("offset", str(file.tell())), ("length", str(length))):
-            item = tensor.external_data.add()
-            item.key, item.value = key, entry
-        copy_range(origin, offset, length, file)
+        if length >= _PAGE_BYTES:
+            file.seek(-file.tell() % _PAGE_BYTES, 1)
+            start = file.tell()
+            copy_range(origin, offset, length, file)
+            _place(tensor, source, start, length, location)
+        else:
+            _place(tensor, origin, offset, length, location)

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgert.errors import ModelUnsupported
 from edgert.formats.cut import Cut, cut
-from edgert.formats.files import beside, map_file, replacing
+from edgert.formats.files import beside, copy_view, map_file, replacing
 from edgert.formats.flat import has_external_buffers, schema, trusting
 from edgert.graph import Graph
 
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 _STATEFUL = frozenset({"VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "CALL_ONCE"})
 _ALIGNMENT_BYTES = 16
 """What the schema asks of every buffer's data; the generated writer does not see to it."""
+_LEAN_BYTES = 4096
+"""Alignment of data behind the tables, so that they are mapped page by page; smaller buffers stay among the tables."""
 _MAX_BYTES = (1 << 31) - (1 << 16)
 """A flatbuffer's offsets end at 2 GiB."""
 
 
 def write_nodes(
-    source: TfliteFile, nodes: Collection[str], path: Path, keep: Collection[str] = ()
+    source: TfliteFile, nodes: Collection[str], path: Path, keep: Collection[str] = (), *, lean: bool = False
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """See `edgert.formats.ModelFile.write`.
 
@@ -33,6 +35,13 @@ def write_nodes(
     have the unique names of `Graph`, and it has no signature: its inputs and outputs are those of its subgraph 0.
     """
     part = cut(source.graph, nodes, keep)
+    if lean and not part.whole:
+        _check_state(source.graph, part)
+        _check_types(source, part)
+        with trusting(source.path):
+            model = _part(source, schema().ModelT.InitFromPackedBuf(source.data), part)
+            _write_lean(model, source, path)
+        return part.inputs, part.outputs
     if part.whole:
         content: bytes | bytearray | memoryview = _whole(source)
     else:
@@ -190,14 +199,68 @@ class _Buffer:
         return int(generated.BufferEnd(builder))
 
 
+class _Behind:
+    """Packs like the schema's BufferT whose data lies behind the tables, at an offset from the file's start."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self.offset = _LEAN_BYTES  # any number that is no default: the tables are then as long as they will be
+
+    def Pack(self, builder: Any) -> int:  # the name that the generated code calls
+        generated = schema()
+        generated.BufferStart(builder)
+        generated.BufferAddOffset(builder, self.offset)
+        generated.BufferAddSize(builder, len(self.data))
+        return int(generated.BufferEnd(builder))
+
+
+def _write_lean(model: Any, source: TfliteFile, path: Path) -> None:
+    """Write tables, then the data of large buffers one after another: no more than one piece is ever in memory.
+
+    The tables are packed twice: where the data begin is known once they are.
+    """
+    buffers = [_Buffer(item) if len(item) < _LEAN_BYTES else _Behind(item) for item in _all_inside(model, source)]
+    model.buffers = buffers
+    position = len(_packed(model, 1 << 16))
+    for buffer in buffers:
+        if isinstance(buffer, _Behind):
+            buffer.offset = position + -position % _LEAN_BYTES
+            position = buffer.offset + len(buffer.data)
+    with replacing(path) as file:
+        file.write(_packed(model, 1 << 16))
+        for buffer in buffers:
+            if isinstance(buffer, _Behind):
+                file.seek(buffer.offset)
+                copy_view(buffer.data, file)
+
+
+def _packed(model: Any, size: int) -> bytearray:
+    import flatbuffers
+
+    builder = flatbuffers.Builder(size)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    packed: bytearray = builder.Output()
+    return packed
+
+
 def _pack(model: Any, source: TfliteFile) -> bytearray:
     """The model's bytes, with everything that the source keeps out of line (or in other files) inside.
 
     Raises:
         ModelUnsupported: that would be more than 2 GiB.
     """
-    import flatbuffers
+    data = _all_inside(model, source)
+    total = sum(len(item) for item in data)
+    if total > _MAX_BYTES:
+        raise ModelUnsupported(
+            f"the part of {source.path.name} has {total} bytes of weights; a .tflite ends at 2 GiB.", "Cut it smaller."
+        )
+    model.buffers = [_Buffer(item) for item in data]
+    return _packed(model, total + (1 << 16))
 
+
+def _all_inside(model: Any, source: TfliteFile) -> list[memoryview]:
+    """The data of the model's buffers, with those that the source keeps out of line or in other files among them."""
     _take_in_external(model, source)
     data = [_content(buffer, source.data) for buffer in model.buffers or ()]
     for operator in (operator for graph in model.subgraphs for operator in graph.operators or ()):
@@ -207,16 +270,7 @@ def _pack(model: Any, source: TfliteFile) -> bytearray:
                 source.data[start : start + operator.largeCustomOptionsSize], np.uint8
             )
             operator.largeCustomOptionsOffset = operator.largeCustomOptionsSize = 0
-    total = sum(len(item) for item in data)
-    if total > _MAX_BYTES:
-        raise ModelUnsupported(
-            f"the part of {source.path.name} has {total} bytes of weights; a .tflite ends at 2 GiB.", "Cut it smaller."
-        )
-    model.buffers = [_Buffer(item) for item in data]
-    builder = flatbuffers.Builder(total + (1 << 16))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    packed: bytearray = builder.Output()
-    return packed
+    return data
 
 
 def _content(buffer: Any, file: memoryview) -> memoryview:

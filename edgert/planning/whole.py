@@ -29,7 +29,7 @@ class WholeFile:
     format: Format = "tflite"
 
     def write(
-        self, nodes: Collection[str], path: Path, keep: Collection[str] = ()
+        self, nodes: Collection[str], path: Path, keep: Collection[str] = (), *, lean: bool = False
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Raises MissingPackage: there are no nodes to choose from."""
         raise MissingPackage(
