@@ -15,6 +15,7 @@ from edgert.graph import Format, Value
 from edgert.machine import Device, Reach
 from edgert.profile import Precision, Target
 from edgert.tensor import Data
+from edgert.transport.clock import Clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,17 @@ class Runnable(Protocol):
 
     def close(self) -> None:
         """Release what the library holds; closing twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class Virtual(Protocol):
+    """A runnable in virtual time: `clock` tells what its runs take, whatever computing the answers takes here."""
+
+    clock: Clock
+
+    def pass_run(self, inputs: Mapping[str, Data]) -> None:
+        """Let the time of one run pass on `clock`, without an answer."""
         ...
 
 

@@ -10,13 +10,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from edgert.devices import backend as load_backend
-from edgert.devices.backend import Runnable, Signs, Source
+from edgert.devices.backend import Runnable, Signs, Source, Virtual
+from edgert.devices.words import in_virtual_time
 from edgert.errors import OptionError
 from edgert.graph import Value
 from edgert.machine import Device, device_from_json
@@ -53,6 +54,8 @@ class Host:
                 return {"seconds": self._time(body["id"], body["sample"], body["calls"], body["at_most_s"])}, {}
             case "throughput":
                 return {"items": self._throughput(body["ids"], body["cores"], body["sample"], body["seconds"])}, {}
+            case "transfer":
+                return {"seconds": _declared_transfer_s(device_from_json(body["device"]), data)}, {}
             case "release":
                 self._release(body["ids"])
                 return {}, {}
@@ -100,22 +103,28 @@ class Host:
         }
 
     def _run(self, number: int, inputs: Mapping[str, Data]) -> Message:
-        started_s = time.perf_counter()
-        outputs = self._runnables[number].run(inputs)
-        return {"run_s": time.perf_counter() - started_s}, outputs
+        runnable = self._runnables[number]
+        now_s = _now_s(runnable)
+        started_s = now_s()
+        outputs = runnable.run(inputs)
+        return {"run_s": now_s() - started_s}, outputs
 
     def _time(self, number: int, sample: str, calls: int, at_most_s: float) -> list[float]:
         """Seconds of up to `calls` calls one after another; stops early, after at least one, past `at_most_s`."""
-        run, inputs = self._runnables[number].run, self._samples[sample]
+        runnable, inputs = self._runnables[number], self._samples[sample]
+        run: Callable[[Mapping[str, Data]], object] = (
+            runnable.pass_run if isinstance(runnable, Virtual) else runnable.run
+        )
+        now_s = _now_s(runnable)
         gc.collect()
         gc.disable()  # a collection in the middle of a call would be charged to the target
         try:
             times: list[float] = []
             total_s = 0.0
             for _ in range(calls):
-                started_s = time.perf_counter()
+                started_s = now_s()
                 run(inputs)
-                times.append(time.perf_counter() - started_s)
+                times.append(now_s() - started_s)
                 total_s += times[-1]
                 if total_s > at_most_s:
                     break
@@ -124,7 +133,13 @@ class Host:
             gc.enable()
 
     def _throughput(self, numbers: Sequence[int], cores: Sequence[Sequence[int]], sample: str, seconds: float) -> int:
-        """Items that all instances finish together in `seconds`, each in a thread with cores of its own."""
+        """Items that all instances finish together in `seconds`, each in a thread with cores of its own.
+
+        In virtual time a device runs one at a time.
+        """
+        first = self._runnables[numbers[0]]
+        if isinstance(first, Virtual):
+            return _virtual_items(first, self._samples[sample], seconds)
         stop_s = time.perf_counter() + seconds
         counts = [0] * len(numbers)
 
@@ -148,6 +163,31 @@ class Host:
             if runnable is not None:
                 runnable.close()
         gc.collect()
+
+
+def _now_s(runnable: Runnable) -> Callable[[], float]:
+    """The clock that its runs are timed by."""
+    return runnable.clock.now_s if isinstance(runnable, Virtual) else time.perf_counter
+
+
+def _virtual_items(runnable: Virtual, inputs: Mapping[str, Data], seconds: float) -> int:
+    stop_s, count = runnable.clock.now_s() + seconds, 0
+    while runnable.clock.now_s() < stop_s:
+        runnable.pass_run(inputs)
+        count += 1
+    return count
+
+
+def _declared_transfer_s(device: Device, data: Mapping[str, Data]) -> float | None:
+    """What taking these arrays in took, where the device is on paper and in virtual time; None where whoever sent them
+    can tell.
+    """
+    if not in_virtual_time(device):
+        return None
+    from edgert.devices.simulated import size_bytes  # its module loads more than most children need
+    from edgert.devices.simulation import transfer_s
+
+    return transfer_s(device, sum(map(size_bytes, data.values())))
 
 
 def pin_thread(cores: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,7 @@ from edgert.graph import Value
 from edgert.machine import Device, Reach
 from edgert.plan import value_from_json
 from edgert.profile import Precision, Target
-from edgert.tensor import Data
+from edgert.tensor import Array, Data
 from edgert.transport.child import Child
 from edgert.transport.wire import Message
 
@@ -137,6 +138,13 @@ class Remote:
     def hold(self, sample: str, inputs: Mapping[str, Data]) -> None:
         """Leave inputs with the child, for `time` and `throughput`."""
         self.call("hold", {"sample": sample}, inputs)
+
+    def transfer(self, device: Device, array: Array) -> float:
+        """Seconds of an array's way to that device's child: timed, or, for a device in virtual time, declared."""
+        started_s = time.perf_counter()
+        body, _ = self.call("transfer", {"device": asdict(device)}, {"x": array})
+        passed_s = time.perf_counter() - started_s
+        return passed_s if body["seconds"] is None else float(body["seconds"])
 
     def throughput(
         self, runnables: Sequence[RemoteRunnable], cores: Sequence[Sequence[int]], sample: str, seconds: float

@@ -1,22 +1,31 @@
 """Devices on paper: declared speeds, true numerics. For planning for hardware that is not there, and for tests.
 
-A simulated device has `driver="simulated"` and declares its speed in `attributes`:
+A simulated device has `driver="simulated"` and declares what it is in `attributes` (texts; numbers in seconds, bytes
+and operations, where a multiply-add is two; what is left out costs nothing):
 
-    launch_s       seconds that every run costs                                          (0)
-    ops_per_s      operations (multiply-adds x 2) a second                               (no limit)
-    i8_ops_per_s   the same for models of quantised arithmetic                           (ops_per_s)
-    bytes_per_s    of weights, inputs and outputs, each moved once a run                  (no limit)
-    numerics       backend that computes the answers on the CPU    (onnxruntime for ONNX, litert for TFLite)
+    launch_s, kernel_s          every run of a segment; every kernel of it
+    ops_per_s                   at float32; f16_ops_per_s, i8_ops_per_s at those precisions (ops_per_s)
+    depthwise                   share of the rate that convolutions of one channel reach               (1)
+    bytes_per_s                 between the device and memory; sram_bytes, store_bytes: values and weights
+                                up to that size stay on the chip
+    io_bytes_per_s              for a segment's inputs and outputs, besides
+    link_s, link_bytes_per_s    of a value's way between the host's memory and the device
+    dram_bytes_per_s            of the memory that all devices share
+    jitter, seed                spread of a run's time, and where its random numbers start
+    ops                         the ops that it takes, separated by blanks                             (all)
+    precisions                  'f32', 'f16', 'i8', separated by blanks                    (the model's own)
+    time                        'real' waits; 'virtual' does not, and its times are told by its own clock (real)
+    numerics                    backend that computes the answers on the CPU (onnxruntime for ONNX, litert for TFLite)
 
-A run takes launch_s + operations / ops_per_s + bytes / bytes_per_s on the backend's `Clock`: in real time it waits
-for what the true computation left of that, in virtual time nobody waits.
+What a run takes is said by `edgert.devices.simulation`. In real time a run waits for what the true computation left of
+that; in virtual time nobody waits, and a slow host can stand for a fast NPU. At 'f16' the answers are computed in
+float32 from inputs rounded to float16, and rounded again.
 """
 
 from __future__ import annotations
 
-import math
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,18 +33,18 @@ import numpy as np
 
 from edgert import devices
 from edgert.devices.backend import Runnable, Source
-from edgert.devices.words import SIMULATED, refused
+from edgert.devices.simulation import Load, Paper, load_of
+from edgert.devices.words import SIMULATED, in_virtual_time, refused
 from edgert.errors import OptionError, UnknownTarget
 from edgert.formats import open_model
-from edgert.graph import Graph, Node
+from edgert.graph import Graph
 from edgert.machine import Device, Reach
-from edgert.profile import Target
-from edgert.tensor import Data, Shape
-from edgert.transport.clock import Clock, RealClock
+from edgert.profile import PRECISIONS, Precision, Target
+from edgert.tensor import Data
+from edgert.transport.clock import Clock, RealClock, VirtualClock
 
 _NUMERICS = {"onnx": "onnxruntime", "tflite": "litert"}
-_CHANNELS_LAST = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D")
-_PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "FULLY_CONNECTED", "BATCH_MATMUL")
+_MOST_NAMED = 5
 
 
 class Backend:
@@ -45,7 +54,11 @@ class Backend:
     reentrant = False
 
     def __init__(self, clock: Clock | None = None) -> None:
+        """Args:
+        clock: for devices in real time; the machine's own when None.
+        """
         self._clock = RealClock() if clock is None else clock
+        self._virtual = VirtualClock()
 
     def version(self) -> str:
         return version("edgert")
@@ -56,113 +69,108 @@ class Backend:
     def targets(self, source: Source, device: Device, variant: str, threads: Sequence[int]) -> tuple[Target, ...]:
         if variant:
             raise UnknownTarget(f"simulated has no variant {variant!r}.", "Leave it out.")
-        return (Target(self.name, device.id, source.precision),) if device.driver == SIMULATED else ()
+        if device.driver != SIMULATED:
+            return ()
+        return tuple(Target(self.name, device.id, each) for each in _precisions(device, source.precision))
 
     def prepare(self, source: Source, target: Target, device: Device, cache: Path | None = None) -> Runnable:
-        if target.precision != source.precision:
-            raise refused(target, f"a simulated device computes at the model's own precision, {source.precision}")
-        speed = Speed.of(device, quantised=source.precision == "i8")
+        if target.precision not in _precisions(device, source.precision):
+            known = device.attributes.get("precisions") or "its own precision only"
+            raise refused(target, f"{device.name} computes a model of {source.precision} at {known}")
+        graph = open_model(source.path).graph
+        _check_ops(graph, target, device)
+        Paper.of(device, target.precision)  # what makes no sense is said before anything is loaded
         backend = devices.backend(device.attributes.get("numerics", _NUMERICS[source.format]))
         host = Device("cpu:0", "cpu", "host of a simulation", 0)
         inner = backend.prepare(source, Target(backend.name, host.id, source.precision, 1), host, cache)
-        graph = open_model(source.path).graph
-        return Prepared(inner, speed.fixed_s(graph), speed, device, self._clock)
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """What a simulated device declares."""
-
-    launch_s: float
-    ops_per_s: float
-    bytes_per_s: float
-
-    @classmethod
-    def of(cls, device: Device, quantised: bool = False) -> Speed:
-        """The declared speed.
-
-        Raises:
-            OptionError: a number is malformed or not positive.
-        """
-        ops = _number(device, "ops_per_s", math.inf)
-        if quantised:
-            ops = _number(device, "i8_ops_per_s", ops)
-        return cls(_number(device, "launch_s", 0.0), ops, _number(device, "bytes_per_s", math.inf))
-
-    def fixed_s(self, graph: Graph) -> float:
-        """Declared time of a run, but for moving its inputs and outputs."""
-        return self.launch_s + operations(graph) / self.ops_per_s + graph.weight_bytes / self.bytes_per_s
+        if in_virtual_time(device):
+            return VirtualPrepared(inner, graph, source, (target, device), self._virtual)
+        return Prepared(inner, graph, source, (target, device), self._clock)
 
 
 class Prepared:
     """A model on a simulated device: another backend's answers, at the declared pace."""
 
-    def __init__(self, inner: Runnable, fixed_s: float, speed: Speed, device: Device, clock: Clock) -> None:
+    def __init__(self, inner: Runnable, graph: Graph, source: Source, on: tuple[Target, Device], clock: Clock) -> None:
+        target, device = on
         self.ran_on: Mapping[str, int] = {device.id: sum(inner.ran_on.values())}
+        self.clock = clock
         self._inner = inner
-        self._fixed_s = fixed_s
-        self._speed = speed
-        self._clock = clock
+        self._half = target.precision == "f16"
+        self._paper = Paper.of(device, target.precision)
+        self._chance = random.Random(f"{device.attributes.get('seed', '')} {device.id} {source.path.name}")
+        self._load = load_of(graph, self._paper)
+        self._declared_bytes = sum(value.size_bytes() or 0 for value in graph.inputs)
 
     def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
-        started_s = self._clock.now_s()
-        outputs = self._inner.run(inputs)
-        moved = sum(map(_size_bytes, (*inputs.values(), *outputs.values())))
-        declared_s = self._fixed_s + moved / self._speed.bytes_per_s
-        self._clock.wait(declared_s - (self._clock.now_s() - started_s))
+        started_s = self.clock.now_s()
+        outputs = self.answer(inputs)
+        self.clock.wait(self.load(inputs).seconds - (self.clock.now_s() - started_s))
         return outputs
+
+    def answer(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
+        """The numbers, in no declared time."""
+        if not self._half:
+            return self._inner.run(inputs)
+        outputs = self._inner.run({name: _rounded(value) for name, value in inputs.items()})
+        return {name: _rounded(value) for name, value in outputs.items()}
+
+    def load(self, inputs: Mapping[str, Data]) -> Load:
+        """What one more run takes, its launch included. Free dimensions: in proportion to the size of the inputs."""
+        factor = 1.0
+        if self._declared_bytes:
+            factor = max(1.0, sum(map(size_bytes, inputs.values())) / self._declared_bytes)
+        load = self._load.times(factor)
+        return self._paper.jittered(Load(load.seconds + self._paper.launch_s, load.memory_s, load.bytes), self._chance)
 
     def close(self) -> None:
         self._inner.close()
 
 
-def operations(graph: Graph) -> float:
-    """Operations of one run: 2 for each multiply-add of convolutions and matrix products, 1 for each other element
-    written. Free dimensions count as 1, and so do unknown shapes.
-    """
-    return float(sum(_operations(node, graph) for node in graph.nodes))
+class VirtualPrepared(Prepared):
+    """The same in virtual time; see `edgert.devices.backend.Virtual`."""
+
+    def pass_run(self, inputs: Mapping[str, Data]) -> None:
+        self.clock.wait(self.load(inputs).seconds)
 
 
-def _operations(node: Node, graph: Graph) -> float:
-    inner = sum(operations(body) for body in node.subgraphs)
-    written = sum(_elements(_shape(graph, name)) for name in node.writes)
-    operands = [_shape(graph, name) for name in node.inputs if name]
-    if node.op in _PRODUCTS and operands and operands[0]:
-        return inner + 2.0 * written * _elements(operands[0][-1:])
-    if node.op in ("Conv", "ConvInteger", "QLinearConv", "ConvTranspose", *_CHANNELS_LAST):
-        kernel = max((shape for shape in operands[1:] if len(shape) > 2), key=_elements, default=())
-        channels = kernel[-1:] if node.op == "DEPTHWISE_CONV_2D" else kernel[:1]
-        return inner + 2.0 * written * _elements(kernel) / _elements(channels)
-    return inner + written
+def _precisions(device: Device, own: Precision) -> list[Precision]:
+    """At which precisions it computes a model: the model's own, and f16 for f32 where it says so."""
+    declared = device.attributes.get("precisions")
+    if declared is None:
+        return [own]
+    odd = set(declared.split()) - set(PRECISIONS)
+    if odd:
+        raise OptionError(
+            f"simulated device {device.id} declares precision {min(odd)!r}.", f"Use some of {', '.join(PRECISIONS)}."
+        )
+    wanted: tuple[Precision, ...] = (own, "f16") if own == "f32" else (own,)
+    return [each for each in wanted if each in declared.split()]
 
 
-def _shape(graph: Graph, name: str) -> Shape:
-    value = graph.values.get(name)
-    return value.shape or () if value is not None else ()
+def _check_ops(graph: Graph, target: Target, device: Device) -> None:
+    """Refuse what the device does not take, by name."""
+    declared = device.attributes.get("ops")
+    if declared is None:
+        return
+    known = frozenset(declared.split())
+    odd = [node for node in graph.nodes if node.op not in known]
+    if odd:
+        names = ", ".join(f"{node.op} ({node.name})" for node in odd[:_MOST_NAMED])
+        more = f" and {len(odd) - _MOST_NAMED} more" if len(odd) > _MOST_NAMED else ""
+        raise refused(target, f"{device.name} has no {names}{more}")
 
 
-def _elements(shape: Shape) -> int:
-    return math.prod(size if isinstance(size, int) else 1 for size in shape)
+def _rounded(value: Data) -> Data:
+    if isinstance(value, np.ndarray) and value.dtype == np.float32:
+        return value.astype(np.float16).astype(np.float32)
+    return value
 
 
-def _size_bytes(data: Data) -> int:
+def size_bytes(data: Data) -> int:
+    """Of an array, or of all that a sequence or map holds."""
     if isinstance(data, np.ndarray):
         return data.nbytes
     if isinstance(data, Mapping):
-        return sum(map(_size_bytes, data.values()))
-    return sum(map(_size_bytes, data)) if isinstance(data, list) else 8
-
-
-def _number(device: Device, name: str, default: float) -> float:
-    text = device.attributes.get(name)
-    if text is None:
-        return default
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if number > 0 or (number == 0 and name == "launch_s"):
-        return number
-    raise OptionError(
-        f"simulated device {device.id} declares {name} = {text!r}.", "Give a positive number in its attributes."
-    )
+        return sum(map(size_bytes, data.values()))
+    return sum(map(size_bytes, data)) if isinstance(data, list) else 8

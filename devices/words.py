@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from edgert.errors import MissingPackage, PrepareRefused, RunFailed
+from edgert.errors import MissingPackage, OptionError, PrepareRefused, RunFailed
+from edgert.machine import Device
 from edgert.profile import Target
 
 SIMULATED = "simulated"
@@ -38,6 +39,18 @@ def refused(target: Target, error: BaseException | str, remedy: str = "Another t
 def failed(target: Target, error: BaseException | str) -> RunFailed:
     """The error for a run that broke, in the vendor's words."""
     return RunFailed(f"{target} failed while it ran: {shortened(error)}.", "Check the inputs, or run another target.")
+
+
+def in_virtual_time(device: Device) -> bool:
+    """Whether nobody waits for what the device takes.
+
+    Raises:
+        OptionError: it declares a time that is neither 'real' nor 'virtual'.
+    """
+    time = device.attributes.get("time", "real") if device.driver == SIMULATED else "real"
+    if time not in ("real", "virtual"):
+        raise OptionError(f"simulated device {device.id} declares time = {time!r}.", "Use 'real' or 'virtual'.")
+    return time == "virtual"
 
 
 def installed(module: str, distributions: Sequence[str], remedy: str) -> str:

@@ -19,6 +19,7 @@ from edgert.devices.host import Host, resident_bytes, source_from_json, source_t
 from edgert.devices.remote import Remote, RemoteRunnable
 from edgert.errors import EdgertError
 from edgert.execution.segments import Relay, Step
+from edgert.execution.virtual import VirtualChain, all_in_virtual_time
 from edgert.machine import Device, device_from_json
 from edgert.profile import Target
 from edgert.tensor import Data
@@ -67,7 +68,7 @@ class SegmentsHost(Host):
         if method != "prepare_segments":
             return super().handle(method, body, data)
         before_bytes, started_s = resident_bytes(), time.perf_counter()
-        chain = _Chain(body)
+        chain = _chain(body)
         number, self._next = self._next, self._next + 1
         self._runnables[number] = chain
         return {
@@ -76,6 +77,17 @@ class SegmentsHost(Host):
             "prepare_s": time.perf_counter() - started_s,
             "memory_bytes": max(0, resident_bytes() - before_bytes),
         }, {}
+
+
+def _chain(body: Mapping[str, Any]) -> _Chain | VirtualChain:
+    """What is asked for, in the time in which its devices live."""
+    devices = [device_from_json(item["device"]) for item in body["segments"]]
+    if not all_in_virtual_time(devices):
+        return _Chain(body)
+    sources = [source_from_json(item["source"]) for item in body["segments"]]
+    targets = [Target.parse(item["target"]) for item in body["segments"]]
+    cache = Path(body["cache"]) if body["cache"] else None
+    return VirtualChain(list(zip(sources, targets, devices, strict=True)), body["outputs"], cache)
 
 
 class _Chain:

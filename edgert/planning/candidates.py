@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgert.devices import backend
 from edgert.devices.backend import Source
+from edgert.devices.words import in_virtual_time
 from edgert.errors import MissingPackage, OptionError, UnknownTarget
 from edgert.machine import Device, Machine
 from edgert.profile import PRECISIONS, Precision, Row, Target
@@ -76,7 +77,22 @@ def _offered(source: Source, machine: Machine) -> list[tuple[Target, Device]]:
             continue
         for target in library.targets(source, device, reach.variant, thread_counts(len(device.cores))):
             found.setdefault(target, device)
+    _check_clocks(found)
     return list(found.items())
+
+
+def _check_clocks(found: Mapping[Target, Device]) -> None:
+    """Refuse to race seconds on paper against real ones; the last resort is not raced."""
+    clocks: dict[bool, Device] = {}
+    for target, device in found.items():
+        if target.backend != LAST_RESORT:
+            clocks[in_virtual_time(device)] = device
+    if len(clocks) > 1:
+        raise OptionError(
+            f"{clocks[True].id} of this machine runs in virtual time and {clocks[False].id} does not: "
+            "their times cannot be compared.",
+            "Describe every device with time = 'virtual' in its attributes, or none.",
+        )
 
 
 def thread_counts(cores: int) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ import numpy as np
 from edgert import store
 from edgert.devices.remote import Remote
 from edgert.errors import CacheUnwritable
-from edgert.machine import Link
+from edgert.machine import Device, Link, Machine
 from edgert.partitioner.cuts import flows_of, weights_of
 from edgert.partitioner.problem import BlockSpec, DeviceSpec, Problem, TargetSpec
 from edgert.planning.capability import Capability
@@ -25,7 +24,6 @@ _log = logging.getLogger(__name__)
 _LINK_BYTES = (1 << 10, 1 << 14, 1 << 18, 1 << 22)
 """Sizes at which a link is measured: a small tensor to a large one."""
 _LINK_REPEATS = 7
-_LINK_SAMPLE = "link"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def problem_of(workshop: Workshop, costs: Costs, factors: Mapping[Target, float]
     )
 
 
-def measure_links(devices: Mapping[str, Remote]) -> tuple[Link, ...]:
+def measure_links(devices: Mapping[str, Remote], machine: Machine) -> tuple[Link, ...]:
     """Links between the CPU and each device whose segments run in a child, and between any two of those.
 
     What is measured is what a transfer really takes: the arrays' way into the child, at several sizes; latency and
@@ -97,8 +95,9 @@ def measure_links(devices: Mapping[str, Remote]) -> tuple[Link, ...]:
 
     Args:
         devices: device id -> the child in which it is driven; without the CPU.
+        machine: which describes them.
     """
-    one_way = {device: _fit(remote) for device, remote in devices.items()}
+    one_way = {device: _fit(remote, machine.device(device)) for device, remote in devices.items()}
     links = []
     for device, (latency_s, rate) in one_way.items():
         links += [Link("cpu:0", device, latency_s, rate), Link(device, "cpu:0", latency_s, rate)]
@@ -108,19 +107,14 @@ def measure_links(devices: Mapping[str, Remote]) -> tuple[Link, ...]:
     return tuple(links)
 
 
-def _fit(remote: Remote) -> tuple[float, float]:
+def _fit(remote: Remote, device: Device) -> tuple[float, float]:
     """Latency in seconds and bytes per second of the way into a child."""
     remote.start()
     medians = []
     for size in _LINK_BYTES:
         array = np.zeros(size, np.uint8)
-        times = []
-        for _ in range(_LINK_REPEATS):
-            started_s = time.perf_counter()
-            remote.hold(_LINK_SAMPLE, {"x": array})
-            times.append(time.perf_counter() - started_s)
+        times = [remote.transfer(device, array) for _ in range(_LINK_REPEATS)]
         medians.append(statistics.median(times[1:]))
-    remote.hold(_LINK_SAMPLE, {})
     slope, latency_s = np.polyfit(_LINK_BYTES, medians, 1, w=1 / np.asarray(medians))
     return max(float(latency_s), 1e-7), 1 / max(float(slope), 1e-12)
 
@@ -137,7 +131,7 @@ def remembered_links(workshop: Workshop, devices: Mapping[str, Remote]) -> tuple
         known = ()
     if known and {link.sink for link in known} - {"cpu:0"} >= devices.keys():
         return known
-    links = measure_links(devices)
+    links = measure_links(devices, workshop.course.machine)
     if path is not None and links:
         try:
             fields = ("source", "sink", "latency_s", "bandwidth_bytes_per_s")

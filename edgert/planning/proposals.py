@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from edgert.errors import Infeasible
 from edgert.machine import Link
@@ -14,6 +14,7 @@ from edgert.partitioner.problem import BlockSpec, DeviceSpec, Problem, TargetSpe
 from edgert.partitioner.solve import solve
 from edgert.planning.capability import Capability
 from edgert.planning.costs import Costs, problem_of
+from edgert.planning.predict import with_links
 from edgert.planning.workshop import Workshop, seconds
 from edgert.profile import Row, Target
 
@@ -137,9 +138,7 @@ def by_cost(workshop: Workshop, costs: Costs, links: Sequence[Link]) -> list[Pro
         proposals = measured(workshop, placement, cause)
         if not proposals or proposals[0] in made:
             break
-        if len({piece.target.device for piece in proposals[0].pieces}) > 1:  # they may overlap: a sum says too much
-            proposals = [replace(each, predicted_s=solution.cost) for each in proposals]
-        made += proposals
+        made += [with_links(workshop, each, links) for each in proposals]
         if not workshop.in_time:
             break
         factors = _corrected(proposals[0], costs, factors)
