@@ -10,6 +10,7 @@ from edgert import bundle, formats, store
 from edgert.bundle import Bundle
 from edgert.devices import probe as probing
 from edgert.errors import OptionError
+from edgert.execution.segments import tidied_path
 from edgert.machine import Machine
 from edgert.model import load, wish_of
 from edgert.plan import Objective, Plan, Tolerance
@@ -49,7 +50,9 @@ def compile_model(
         EdgertError: what `edgert.load` raises.
     """
     plan, machine, profile = plan_model(model, machine=machine, profile=profile, **wishes)
-    return bundle.write(output, model, plan, machine, profile)
+    compiled = store.subfolder(store.folder(wishes.get("cache_dir")), "compiled", plan.model[:16])
+    tidied = tidied_path(compiled) if plan.tidied and compiled else None
+    return bundle.write(output, model, plan, machine, profile, tidied=tidied)
 
 
 def plan_model(

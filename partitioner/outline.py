@@ -58,12 +58,26 @@ def segment_of(graph: Graph, plan: Plan) -> tuple[int, ...]:
                     "Give the plan the model file that it was made for.",
                 )
             found[names[name]] = number
+    if plan.tidied:
+        _follow(graph, found)
     if -1 in found:
         raise OptionError(
             f"plan {plan.id} has no segment for node {graph.nodes[found.index(-1)].name!r}.",
             "Give the plan the model file that it was made for.",
         )
     return tuple(found)
+
+
+def _follow(graph: Graph, found: list[int]) -> None:
+    """Nodes that tidying up took out go with the maker of what they read, those of constants with their reader."""
+    for index, node in enumerate(graph.nodes):
+        makers = [found[graph.producers[name]] for name in node.reads if name in graph.producers]
+        if found[index] < 0 and max(makers, default=-1) >= 0:
+            found[index] = max(makers)
+    for index in reversed(range(len(found))):
+        readers = [found[reader] for name in graph.nodes[index].writes for reader in graph.consumers.get(name, ())]
+        if found[index] < 0:
+            found[index] = min(readers, default=0)  # what leads nowhere is nobody's: it is shown with the first
 
 
 def running_order(segments: Sequence[int]) -> tuple[tuple[int, ...], ...]:

@@ -197,6 +197,18 @@ def _shape_arithmetic(graph: Graph) -> Iterator[list[int]]:
             yield [graph.producers[node.inputs[0]], index]
 
 
+def _leading_nowhere(graph: Graph) -> Iterator[list[int]]:
+    """A node whose values nobody wants stays with a neighbour: a segment of its own would have no output."""
+    outputs = {value.name for value in graph.outputs}
+    for index, node in enumerate(graph.nodes):
+        if any(name in outputs or graph.consumers.get(name) for name in node.writes):
+            continue
+        makers = [graph.producers[name] for name in node.reads if name in graph.producers]
+        readers = [reader for name in node.reads for reader in graph.consumers[name] if reader != index]
+        if makers or readers:
+            yield [(makers or readers)[0], index]
+
+
 RULES: Mapping[str, Callable[[Graph], Iterator[list[int]]]] = {  # name -> sets of nodes to join
     "fused chain": _chains,
     "element-wise region": _diamonds,
@@ -205,5 +217,6 @@ RULES: Mapping[str, Callable[[Graph], Iterator[list[int]]]] = {  # name -> sets 
     "not a tensor": _not_tensors,
     "state": _state,
     "shape": _shape_arithmetic,
+    "leads nowhere": _leading_nowhere,
 }
 """A control-flow node is one node, its bodies within it: it needs no rule."""

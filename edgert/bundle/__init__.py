@@ -120,7 +120,9 @@ def is_bundle(path: Path) -> bool:
 # ---- writing
 
 
-def write(path: Path, model: Path, plan: Plan, machine: Machine, profile: Profile) -> Bundle:
+def write(
+    path: Path, model: Path, plan: Plan, machine: Machine, profile: Profile, *, tidied: Path | None = None
+) -> Bundle:
     """Make a bundle; `path` appears whole or not at all.
 
     Args:
@@ -129,9 +131,10 @@ def write(path: Path, model: Path, plan: Plan, machine: Machine, profile: Profil
         plan: what to run.
         machine: what it was made for.
         profile: what it was chosen by.
+        tidied: the tidied-up model, where `plan.tidied` says that its segments are cut from one.
 
     Raises:
-        ModelError: the model cannot be read, or is not the plan's.
+        ModelError: the model cannot be read, or is not the plan's; nor is `tidied`.
         OptionError: `path` cannot be written.
     """
     path, model = path.absolute(), model.absolute()
@@ -139,13 +142,14 @@ def write(path: Path, model: Path, plan: Plan, machine: Machine, profile: Profil
         files, beside = _model_files(model, plan)
         source = next(iter(files))
         segments = []
+        cut_from = _cut_from(model, plan, tidied)
         for number, segment in enumerate(plan.segments):
             if not segment.nodes:
                 segments.append(source)
                 continue
             name = f"segments/{number}.{plan.format}"
             written = Path(scratch) / f"{number}.{plan.format}"
-            formats.open_model(model).write(segment.nodes, written)
+            formats.open_model(cut_from).write(segment.nodes, written)
             files[name] = written
             data = written.with_name(f"{written.name}.data")
             if data.exists():
@@ -160,6 +164,18 @@ def write(path: Path, model: Path, plan: Plan, machine: Machine, profile: Profil
         manifest = _json(_manifest(made, beside))
         _write(path, {MANIFEST: manifest, **texts}, files, members)
     return made
+
+
+def _cut_from(model: Path, plan: Plan, tidied: Path | None) -> Path:
+    """The file that has the nodes which the plan's segments name."""
+    if not plan.tidied:
+        return model
+    if tidied is None or formats.digest(tidied) != plan.tidied:
+        raise ModelError(
+            f"plan {plan.id} cuts its segments from a tidied-up {model.name}, and {tidied or 'none'} is not that.",
+            "Plan the model anew.",
+        )
+    return tidied
 
 
 def _model_files(model: Path, plan: Plan) -> tuple[dict[str, Path], dict[str, str]]:

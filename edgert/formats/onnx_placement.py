@@ -82,6 +82,8 @@ def write_placement(file: ModelFile, plan: Plan, path: Path) -> None:
         for name in segment.nodes or (node.name for node in source.graph.nodes)
     }
     for proto, name in _named(source, model):
+        if name not in segments and plan.tidied:
+            continue  # folded away before the plan was made: it runs nowhere, so it has no place
         place = proto.device_configurations.add()
         place.configuration_id = CONFIGURATION
         place.pipeline_stage = segments[name]

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from edgert import store
 from edgert.errors import CacheUnwritable, UnknownTarget
+from edgert.execution.segments import is_at_hand
 from edgert.machine import Machine
 from edgert.plan import Objective, Plan, Tolerance
 from edgert.profile import Profile, Row, Target
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 """Raised when what is measured or how it is judged changes: older entries are then not found."""
 
 
@@ -30,6 +31,8 @@ class Wish:
     targets: tuple[str, ...] | None = None
     samples: str = ""
     """Digest of the user's samples, or '' for synthesised ones."""
+    memory_limit_bytes: int = 0
+    """What the process may hold resident, everything counted; 0 for no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,10 @@ class Memory:
             plan = Plan.from_json(content)
         except (KeyError, TypeError, ValueError, AttributeError, UnknownTarget) as error:
             _log.warning("cached plan %s is of another form (%s): measuring again", path, error)
+            return None
+        compiled = self.compiled()
+        if plan.tidied and (compiled is None or not is_at_hand(plan, compiled)):
+            _log.warning("what plan %s cuts its segments from is gone: measuring again", plan.id)
             return None
         return plan if plan.complete or plan.budget_s >= budget_s else None
 

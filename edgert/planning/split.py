@@ -13,14 +13,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edgert.errors import Cancelled, EdgertError
-from edgert.execution.segments import Parts
+from edgert.execution.segments import Parts, tidied_parts
+from edgert.formats import ModelFile
 from edgert.measure import Contestant
 from edgert.partitioner.blocks import blocks_of
 from edgert.plan import Plan
 from edgert.planning.candidates import LAST_RESORT
 from edgert.planning.capability import Capability, capability, everything
+from edgert.planning.cleanup import tidied
 from edgert.planning.contest import contest
 from edgert.planning.costs import measure_blocks, remembered_links
+from edgert.planning.predict import with_links
 from edgert.planning.proposals import Proposal, by_capability, by_cost, measured, short
 from edgert.planning.quarantine import Quarantine
 from edgert.planning.reference import LIMIT_S
@@ -56,7 +59,8 @@ def consider(plan: Plan, setting: Setting) -> Plan:
     if entrants is None:
         return plan
     with _folder(setting.course.cache) as folder:
-        workshop = _workshop(setting, folder)
+        file, note = tidied(setting, folder) if setting.course.cache is not None else (setting.work.file, "")
+        workshop = _workshop(setting, folder, file)
         if not 2 <= len(workshop.blocks) <= _MOST_BLOCKS:
             return plan
         try:
@@ -68,7 +72,9 @@ def consider(plan: Plan, setting: Setting) -> Plan:
         finally:
             workshop.save()
         workshop.parts.prune(better.segments if len(better.segments) > 1 else ())
-    return replace(better, notes=(*better.notes, *workshop.notes))
+    if len(better.segments) > 1 and file is not setting.work.file:
+        better = replace(better, tidied=file.digest)
+    return replace(better, notes=(*better.notes, *([note] if note else []), *workshop.notes))
 
 
 class _Quiet(EdgertError):
@@ -146,15 +152,17 @@ def _folder(cache: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _workshop(setting: Setting, folder: Path) -> Workshop:
+def _workshop(setting: Setting, folder: Path, file: ModelFile) -> Workshop:
+    """Where pieces of `file`, which is the model or what it was tidied up to, are tried."""
     work, course = setting.work, setting.course
     memory = work.memory
     key = [memory.machine.fingerprint, memory.versions(), work.wish.samples, asdict(work.wish.tolerance)]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = memory.folder / "costs" / memory.model[:16] / f"{name}.json" if memory.folder else None
+    parts = folder / "segments" if file is work.file else tidied_parts(folder)
     workshop = Workshop(
-        work.file, blocks_of(work.file.graph), course, work.wish.tolerance,
-        Parts(course.source, folder / "segments", lambda: work.file), Quarantine(memory.folder, memory.machine),
+        file, blocks_of(file.graph), course, work.wish.tolerance, Parts(course.source, parts, lambda: file),
+        Quarantine(memory.folder, memory.machine),
         setting.tried.remote, lambda target: [other for other in setting.targets if _way(other) == _way(target)],
         setting.say, memory=path,
         certain=setting.certain, deadline_s=max(course.deadline_s, time.monotonic() + _SHARE * course.budget_s),
@@ -200,7 +208,7 @@ def _proposals(workshop: Workshop, entrants: Field) -> list[Proposal]:
             children = {each.target.device: workshop.remote_of(each.target) for each in useful}
             children.pop("cpu:0", None)
             links = remembered_links(workshop, children) if children else ()
-            made += by_cost(workshop, costs, links)
+            made = [with_links(workshop, each, links) for each in made] + by_cost(workshop, costs, links)
         else:
             workshop.note("the time was over before every block was measured: splits are by what targets take alone")
     return sorted(dict.fromkeys(made), key=lambda proposal: proposal.predicted_s)[:_MOST_RACED]

@@ -24,51 +24,14 @@ WIDTH = 16
 GPU = Device("gpu:0", "gpu", "a device on paper", 0, driver="1.0")
 
 
-def layers(path, *activations):
-    """MatMul and activation, one after the other; weights are fixed."""
-    rng = np.random.default_rng(7)
-    nodes, weights, name = [], [], "x"
-    for number, op in enumerate(activations):
-        weight = (rng.standard_normal((WIDTH, WIDTH)) / 4).astype(np.float32)
-        weights.append(numpy_helper.from_array(weight, f"w{number}"))
-        nodes.append(helper.make_node("MatMul", [name, f"w{number}"], [f"m{number}"], f"matmul{number}"))
-        nodes.append(helper.make_node(op, [f"m{number}"], [f"a{number}"], f"act{number}"))
-        name = f"a{number}"
-    nodes[-1].output[0] = "y"
-    sides = [[helper.make_tensor_value_info(side, TensorProto.FLOAT, (2, WIDTH))] for side in ("x", "y")]
-    graph = helper.make_graph(nodes, "layers", *sides, weights)
-    save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)]), path)
-    return path
-
-
 @pytest.fixture
-def model(tmp_path):
+def model(layers, tmp_path):
     """Six layers, the third with a Tanh."""
     return layers(tmp_path / "layers.onnx", "Relu", "Sigmoid", "Tanh", "Relu", "Sigmoid", "Relu")
 
 
-@pytest.fixture
-def feed():
-    return {"x": np.random.default_rng(1).standard_normal((2, WIDTH)).astype(np.float32)}
-
-
 def backends(plan):
     return [target.backend for target in plan.targets]
-
-
-@pytest.fixture
-def load(machine_of, tmp_path):
-    """Loads a model on some backends, with one cache for the test."""
-    made = []
-
-    def begin(path, *names, **settings):
-        settings = {"machine": machine_of(*names), "budget_s": 4, "cache_dir": tmp_path / "cache", **settings}
-        made.append(edgert.load(path, **settings))
-        return made[-1]
-
-    yield begin
-    for model in made:
-        model.close()
 
 
 def expected(load, path, feed):
@@ -145,7 +108,7 @@ def test_a_split_that_does_not_pay_is_not_made(load, model, feed):
     assert whole.run(feed).receipt.targets == whole.plan.targets
 
 
-def test_a_model_that_every_target_takes_whole_is_not_asked_for_pieces(load, tmp_path, monkeypatch):
+def test_a_model_that_every_target_takes_whole_is_not_asked_for_pieces(load, layers, tmp_path, monkeypatch):
     monkeypatch.setattr(Workshop, "_try", lambda *_: pytest.fail("asked for a piece"))
     plan = load(layers(tmp_path / "plain.onnx", "Relu", "Relu", "Sigmoid"), "swift", "crawls").plan
     assert len(plan.segments) == 1
@@ -156,7 +119,7 @@ def test_a_model_that_is_quick_as_a_whole_is_not_asked_for_pieces(load, model, m
     assert len(load(model, "swift", "onnxruntime").plan.segments) == 1
 
 
-def test_a_wrong_block_is_named_and_kept_away_from_later_plans(load, model, tmp_path, feed):
+def test_a_wrong_block_is_named_and_kept_away_from_later_plans(load, layers, model, tmp_path):
     plan = load(model, "bends", "crawls", "reference").plan
     (note,) = [note for note in plan.notes if "on bends@cpu:0/f32" in note and "'matmul2'" in note]
     assert "wrong: output 'a2': off by" in note
