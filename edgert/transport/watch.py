@@ -1,0 +1,77 @@
+"""How a connection is, from what libzmq reports while it makes it and keeps it up in the background."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Literal, TypeAlias
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+State: TypeAlias = Literal["connecting", "connected", "refused", "lost"]
+_SLICE_S = 0.05
+_SURE = 3
+"""A handshake that just breaks off may be a peer that died in it; after so many in a row it is the keys."""
+
+
+class Watch:
+    """Follows one socket's connection. Thread-safe."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        """Call before the socket connects."""
+        self._socket = socket
+        self._events: zmq.Socket[Any] = socket.get_monitor_socket()
+        self._events.linger = 0
+        self._lock = threading.Lock()
+        self._state: State = "connecting"
+        self._broken_off = 0
+        self._breaks = 0
+        self._closed = False
+
+    def look(self) -> State:
+        """How it is now."""
+        with self._lock:
+            return self._drained(0.0)
+
+    def breaks(self) -> int:
+        """How often a connection that was there broke: what was sent over it and not answered will not be."""
+        with self._lock:
+            self._drained(0.0)
+            return self._breaks
+
+    def settled(self, deadline_s: float) -> State:
+        """How it is once it is connected or refused, or when `time.monotonic()` passes the deadline."""
+        while True:
+            left_s = deadline_s - time.monotonic()
+            with self._lock:
+                state = self._drained(max(0.0, min(_SLICE_S, left_s)))
+            if state in ("connected", "refused") or left_s <= 0:
+                return state
+
+    def close(self) -> None:
+        """Follow it no more."""
+        with self._lock:
+            self._closed = True
+            self._socket.disable_monitor()
+            self._events.close()
+
+    def _drained(self, wait_s: float) -> State:
+        if self._closed:
+            return "lost"
+        while self._events.poll(round(wait_s * 1e3)):
+            self._take(parse_monitor_message(self._events.recv_multipart())["event"])
+            wait_s = 0.0
+        return self._state
+
+    def _take(self, event: int) -> None:
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._state, self._broken_off = "connected", 0
+        elif event in (zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL):
+            self._state = "refused"
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+            self._broken_off += 1
+            if self._broken_off >= _SURE:
+                self._state = "refused"
+        elif event == zmq.EVENT_DISCONNECTED and self._state == "connected":
+            self._state, self._breaks = "lost", self._breaks + 1
