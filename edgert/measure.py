@@ -129,25 +129,25 @@ class Contestant:
         return statistics.median(times)
 
     def renew(self) -> None:
-        """Prepare the target anew in its child, and run it once.
+        """Prepare the target anew in a new child, and run it once; the first of those that shared a child ends it.
 
         Raises:
             EdgertError: it does not prepare or run any more.
         """
-        if self.runnable.generation == self.remote.generation and self.remote.pid is not None:
-            self.remote.release([self.runnable])
-            self._prepare()
-        else:
-            self._revive()
+        if self._there:
+            self.remote.close()
+        self._revive()
         self.runnable.time(sample_name(0), 1, at_most_s=0.0, timeout_s=RUN_LIMIT_S)
 
+    @property
+    def _there(self) -> bool:
+        """Whether its child still lives, with the target in it."""
+        return self.runnable.generation == self.remote.generation and self.remote.pid is not None
+
     def _revive(self) -> None:
-        if self.runnable.generation == self.remote.generation and self.remote.pid is not None:
+        if self._there:
             return
         hold(self.remote, self.samples)
-        self._prepare()
-
-    def _prepare(self) -> None:
         self.runnable = self.remote.prepare(
             self.source, self.target, self.device, self.cache, timeout_s=self.prepare_limit_s
         )

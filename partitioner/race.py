@@ -129,17 +129,17 @@ def race(
     return Outcome(_standings(times, alive), certain)
 
 
-def best_of_three(
+def heats(
     names: Sequence[Name],
     heat: Callable[[Sequence[Name]], Outcome[Name]],
     more: Callable[[], bool],
     disturbed: Callable[[], bool],
 ) -> Outcome[Name]:
-    """Race in up to three heats, each with everything prepared anew: whoever wins two is the winner.
+    """Race in up to three heats, each with everything prepared anew, until two in a row say the same.
 
-    A program keeps some of its luck for as long as it lives (where its memory lies, which core its threads met), and
-    somebody else's work may outlast a whole race and slow one candidate more than another; neither shows in a race's
-    own interval.
+    A program keeps some of its luck for as long as it lives (where its memory lies, whether its threads sleep or spin
+    when work comes), and somebody else's work may outlast a whole race and slow one candidate more than another;
+    neither shows in a race's own interval. What counts is the mean over heats of log(time / rival's time).
 
     Args:
         names: the candidates; at least one.
@@ -148,49 +148,63 @@ def best_of_three(
         disturbed: whether the machine had other work in the last heat.
 
     Returns:
-        Every candidate with its standing in its last heat, the winner's own heat first.
+        Every candidate, the winner first; each ratio to the winner is the mean over the heats that both ran in, its
+        interval spans those of the heats.
     """
-    heats: list[Outcome[Name]] = []
-    left = list(names)
-    while left and len(heats) < _MOST_HEATS:
-        heats.append(heat(left))
-        winners = [outcome.standings[0].name for outcome in heats if outcome.standings]
-        if len(winners) < len(heats) or winners.count(winners[-1]) > 1 or not more():
+    outcomes: list[Outcome[Name]] = []
+    left, leader = list(names), None
+    while len(outcomes) < _MOST_HEATS:
+        outcomes.append(heat(left))
+        if not outcomes[-1].standings:
+            break
+        before, leader = leader, _leader(outcomes)
+        if (leader == before == outcomes[-1].standings[0].name) or not more():
             break
         plausible = _PLAUSIBLE_DISTURBED if disturbed() else _PLAUSIBLE
-        left = [standing.name for standing in heats[-1].standings if standing.ratio.low <= plausible]
-        left += [winner for winner in winners if winner not in left]
+        left = [standing.name for standing in outcomes[-1].standings if standing.ratio.low <= plausible]
+        left += [name for name in {leader, outcomes[0].standings[0].name} if name not in left]
         if len(left) == 1:
             break
-    return _together(heats)
+    return _together([outcome for outcome in outcomes if outcome.standings])
 
 
-def _together(heats: Sequence[Outcome[Name]]) -> Outcome[Name]:
-    """One outcome of several heats: the last heat that the overall winner won leads."""
-    won = [outcome for outcome in heats if outcome.standings]
-    if not won:
-        return heats[-1]
-    winners = [outcome.standings[0].name for outcome in won]
-    winner = max(reversed(winners), key=winners.count)
-    leading = next(outcome for outcome in reversed(won) if outcome.standings[0].name == winner)
-    standings = {standing.name: standing for standing in leading.standings}
-    for outcome in reversed(won):
-        for standing in _against(outcome, winner):
-            standings.setdefault(standing.name, standing)
-    agreed = leading.certain and (len(won) == 1 or winners.count(winner) > 1)
-    return Outcome(tuple(standings.values()), agreed)
+def _leader(outcomes: Sequence[Outcome[Name]]) -> Name:
+    """Of those that ran in the last heat, the fastest by the mean over the heats that it shares with the first winner.
+
+    The first winner runs in every heat; where it fell, the last heat alone counts.
+    """
+    rival = outcomes[0].standings[0].name
+    running = [standing.name for standing in outcomes[-1].standings]
+    if rival not in running:
+        return running[0]
+    return min(running, key=lambda name: _ratio(outcomes, name, rival).ratio)
 
 
-def _against(outcome: Outcome[Name], winner: Name) -> list[Standing[Name]]:
-    """The heat's standings with ratios to the winner of all, where it took part in that heat."""
-    rounds = next((standing.rounds for standing in outcome.standings if standing.name == winner), None)
-    if rounds is None:
-        return list(outcome.standings)
-    rebased = []
-    for standing in outcome.standings:
-        common = min(len(standing.rounds), len(rounds))
-        rebased.append(replace(standing, ratio=paired_ratio(standing.rounds[:common], rounds[:common])))
-    return sorted(rebased, key=lambda standing: standing.ratio.ratio)
+def _ratio(outcomes: Sequence[Outcome[Name]], name: Name, rival: Name) -> Interval:
+    """Time of `name` / time of `rival` over the heats in which both ran; infinite when there is none."""
+    found = []
+    for outcome in outcomes:
+        rounds = {standing.name: standing.rounds for standing in outcome.standings}
+        if name in rounds and rival in rounds:
+            common = min(len(rounds[name]), len(rounds[rival]))
+            found.append(paired_ratio(rounds[name][:common], rounds[rival][:common]))
+    if not found:
+        return Interval(0.0, math.inf, math.inf)
+    mean = math.exp(statistics.fmean(math.log(interval.ratio) for interval in found))
+    return Interval(min(interval.low for interval in found), mean, max(interval.high for interval in found))
+
+
+def _together(outcomes: Sequence[Outcome[Name]]) -> Outcome[Name]:
+    if len(outcomes) < 2:
+        return outcomes[0] if outcomes else Outcome((), certain=False)
+    winner = _leader(outcomes)
+    last = {standing.name: standing for outcome in outcomes for standing in outcome.standings}
+    # Those of the later heats first: they were still in it when the others were out.
+    order = {name: index for index, outcome in enumerate(outcomes) for name in (s.name for s in outcome.standings)}
+    standings = [replace(standing, ratio=_ratio(outcomes, name, winner)) for name, standing in last.items()]
+    standings.sort(key=lambda s: (s.name != winner, -order[s.name], s.ratio.ratio))
+    agreed = outcomes[-1].standings[0].name == winner
+    return Outcome(tuple(standings), agreed and outcomes[-1].certain)
 
 
 def _beaten(name: Name, leader: Name, ratio: Interval, times: dict[Name, list[float]], margin: float) -> bool:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from edgert.devices.load import ForeignLoad
 from edgert.errors import EdgertError
 from edgert.measure import Contestant
-from edgert.partitioner.race import Outcome, best_of_three, race
+from edgert.partitioner.race import Outcome, heats, race
 from edgert.profile import Target
 
 _log = logging.getLogger(__name__)
 _DISTURBED_CORES = 0.1
 """More than that much of one processor taken by others, and a heat counts as disturbed."""
+_CHILD_S = 0.5
+"""To start a child and import a library in it, about."""
 
 
 class Heats:
-    """One race in up to three heats; each prepares its targets anew, in the children that they have."""
+    """One race in up to three heats; each prepares its targets anew, in new children."""
 
     def __init__(self, runners: Mapping[Target, Contestant], end_s: float, budget_end_s: float) -> None:
         """Args:
@@ -33,7 +36,7 @@ class Heats:
 
     def run(self) -> Outcome[Target]:
         """The standings; a target that failed on the way has `Contestant.failure` set."""
-        return best_of_three(list(self._runners), self._heat, self._more, self._disturbed)
+        return heats(list(self._runners), self._heat, self._more, self._disturbed)
 
     def _heat(self, names: Sequence[Target]) -> Outcome[Target]:
         started_s = time.monotonic()
@@ -47,6 +50,10 @@ class Heats:
             if names
             else Outcome[Target]((), certain=False)
         )
+        # What fell in the middle of a heat has rounds, and no chance.
+        outcome = replace(outcome, standings=tuple(
+            standing for standing in outcome.standings if self._runners[standing.name].failure is None
+        ))  # fmt: skip
         self._foreign_cores.append(self._load.cores(pids))
         self._took_s = time.monotonic() - started_s
         if self._disturbed():
@@ -71,7 +78,8 @@ class Heats:
     def _more(self) -> bool:
         """Whether another heat, preparing included, should end within the budget."""
         prepare_s = sum(contestant.runnable.prepare_s for contestant in self._runners.values())
-        return time.monotonic() + self._took_s + prepare_s < self._budget_end_s
+        children = len({contestant.remote for contestant in self._runners.values()})
+        return time.monotonic() + self._took_s + prepare_s + children * _CHILD_S < self._budget_end_s
 
     def _disturbed(self) -> bool:
         return self._foreign_cores[-1] > _DISTURBED_CORES

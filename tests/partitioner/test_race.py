@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgert.partitioner.race import best_of_three, paired_ratio, race
+from edgert.partitioner.race import heats, paired_ratio, race
 
 times = st.floats(1e-6, 10.0)
 series = st.lists(st.tuples(times, times), min_size=2, max_size=30)
@@ -156,47 +156,62 @@ def test_the_others_are_ranked_by_their_ratio_to_the_winner():
     assert second.ratio.low < 1.5 < second.ratio.high or second.ratio.ratio == pytest.approx(1.5, rel=0.1)
 
 
-def heats(results, disturbed=False):
-    """`best_of_three` over heats whose speeds are given, one mapping a heat; the names that each heat was asked for."""
+def run_heats(results, disturbed=False):
+    """`heats` with given speeds, one mapping a heat; the names that each heat was asked for."""
     asked = []
 
     def heat(names):
         speeds = results[len(asked)]
-        asked.append(tuple(names))
+        asked.append(set(names))
         track = Track({name: speeds[name] for name in names}, seed=len(asked), stalls=0.0)
-        return race(list(names), track.visit, lambda: True)
 
-    outcome = best_of_three(list(results[0]), heat, lambda: len(asked) < len(results), lambda: disturbed)
+        def visit(name):
+            return track.visit(name) if math.isfinite(speeds[name]) else math.inf
+
+        return race(list(names), visit, lambda: True)
+
+    outcome = heats(list(results[0]), heat, lambda: len(asked) < len(results), lambda: disturbed)
     return outcome, asked
 
 
-def test_who_wins_twice_wins_and_a_third_heat_is_not_run():
-    outcome, asked = heats([{"a": 1.0, "b": 1.1}, {"a": 1.0, "b": 1.1}, {"a": 9.0, "b": 1.0}])
+def test_two_heats_that_agree_end_it():
+    outcome, asked = run_heats([{"a": 1.0, "b": 1.1}, {"a": 1.0, "b": 1.1}, {"a": 9.0, "b": 1.0}])
     assert outcome.standings[0].name == "a"
     assert len(asked) == 2
 
 
-def test_a_lucky_first_heat_is_overruled_by_the_two_that_follow():
-    outcome, asked = heats([{"a": 1.0, "b": 1.1}, {"a": 1.2, "b": 1.0}, {"a": 1.2, "b": 1.0}])
+def test_an_unlucky_first_heat_is_overruled_by_what_follows():
+    outcome, asked = run_heats([{"a": 1.0, "b": 1.05}, {"a": 1.5, "b": 1.0}, {"a": 1.5, "b": 1.0}])
     assert outcome.standings[0].name == "b"
     assert len(asked) == 3
 
 
+def test_a_large_loss_in_one_heat_weighs_more_than_two_small_wins():
+    outcome, _ = run_heats([{"a": 1.0, "b": 1.05}, {"a": 1.6, "b": 1.0}, {"a": 1.0, "b": 1.05}])
+    assert outcome.standings[0].name == "b"
+
+
 def test_a_clear_order_on_a_quiet_machine_takes_one_heat():
-    outcome, asked = heats([{"a": 1.0, "b": 1.6}, {"a": 1.0, "b": 1.0}])
+    outcome, asked = run_heats([{"a": 1.0, "b": 1.6}, {"a": 1.0, "b": 1.0}])
     assert [standing.name for standing in outcome.standings] == ["a", "b"]
     assert len(asked) == 1
     assert outcome.certain
 
 
 def test_other_work_during_a_heat_gives_the_beaten_another_chance():
-    outcome, asked = heats([{"a": 1.0, "b": 1.6}, {"a": 1.0, "b": 0.5}, {"a": 1.0, "b": 0.5}], disturbed=True)
+    outcome, asked = run_heats([{"a": 1.0, "b": 1.6}, {"a": 1.0, "b": 0.5}, {"a": 1.0, "b": 0.5}], disturbed=True)
     assert outcome.standings[0].name == "b"
-    assert len(asked) == 3
+    assert asked == [{"a", "b"}] * 3
 
 
 def test_ratios_of_all_heats_are_to_the_overall_winner():
-    outcome, _ = heats([{"a": 1.0, "b": 1.1, "c": 1.65}, {"a": 1.2, "b": 1.0}, {"a": 1.2, "b": 1.0}])
+    outcome, asked = run_heats([{"a": 1.0, "b": 1.1, "c": 1.65}, {"a": 1.4, "b": 1.0}, {"a": 1.4, "b": 1.0}])
     ratios = {standing.name: standing.ratio.ratio for standing in outcome.standings}
     assert list(ratios) == ["b", "a", "c"]
     assert ratios["c"] == pytest.approx(1.5, rel=0.05)
+    assert asked[1:] == [{"a", "b"}] * 2
+
+
+def test_a_candidate_that_falls_in_a_later_heat_does_not_win():
+    outcome, _ = run_heats([{"a": 1.0, "b": 1.1, "c": 1.1}, {"a": math.inf, "b": 1.0, "c": 1.1}, {"b": 1.0, "c": 1.1}])
+    assert outcome.standings[0].name == "b"
