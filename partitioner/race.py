@@ -161,8 +161,8 @@ def heats(
         if (leader == before == outcomes[-1].standings[0].name) or not more():
             break
         plausible = _PLAUSIBLE_DISTURBED if disturbed() else _PLAUSIBLE
-        left = [standing.name for standing in outcomes[-1].standings if standing.ratio.low <= plausible]
-        left += [name for name in {leader, outcomes[0].standings[0].name} if name not in left]
+        kept = (leader, outcomes[0].standings[0].name)
+        left = [s.name for s in outcomes[-1].standings if s.ratio.low <= plausible or s.name in kept]
         if len(left) == 1:
             break
     return _together([outcome for outcome in outcomes if outcome.standings])
