@@ -17,6 +17,7 @@ from edgert import bundle, formats, store, unpack
 from edgert.devices import probe as probing
 from edgert.devices.backend import Source
 from edgert.errors import Cancelled, Closed, EdgertError, MissingPackage, OptionError
+from edgert.execution import guard
 from edgert.execution.pipeline import Isolation, Made, Pipeline
 from edgert.feed import Feeder
 from edgert.formats import memo
@@ -47,6 +48,7 @@ def load(
     budget_s: float = DEFAULT_BUDGET_S,
     cache_dir: str | os.PathLike[str] | None = None,
     isolation: Isolation = "auto",
+    memory_limit_bytes: int | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> Model:
     """A model, ready to run the fastest correct way that this machine has.
@@ -69,12 +71,16 @@ def load(
             target that runs, and goes on in the background: a better one is swapped in when it is found.
         cache_dir: where plans are remembered; else EDGERT_CACHE, else the platform's cache folder.
         isolation: 'auto' runs GPUs and NPUs in a process of their own; 'none' runs everything in this one.
+        memory_limit_bytes: what this process may hold resident, everything counted. A model that does not fit is cut
+            into segments that are loaded, run and released in turn; the plan, `Plan.residency` and each receipt say so.
+            None: what the box or the control group has left, where that would not hold the model.
         progress: told what is going on and which share of the budget is spent.
 
     Raises:
         ModelNotFound, ModelCorrupt, ModelUnsupported: the file is at fault, or nothing here runs it; or a bundle is
             for another machine (with the differences).
         UnknownTarget, OptionError: a setting is.
+        Infeasible: some block of the model alone does not fit the memory limit; with the figures.
         CacheUnwritable: the cache folder that was asked for cannot be written.
         MissingPackage: the package that reads this format is not installed.
     """
@@ -93,21 +99,22 @@ def load(
     from edgert.planning import Assignment, Memory
 
     chosen, digest = planning.user_samples(samples)
-    wish = wish_of(objective, precision, tolerance, targets, digest)
+    limit_bytes = guard.limit_for(file, memory_limit_bytes)
+    wish = replace(wish_of(objective, precision, tolerance, targets, digest), memory_limit_bytes=limit_bytes)
     model_digest = memo.digest(file, folder)
     asked = machine
     if machine is None:
         machine = probing.probe(cache_dir=folder, progress=progress) if budget_s else probing.known_or_glance(folder)
     memory = Memory(folder, model_digest, machine)
     plan = memory.plan(wish, budget_s)
-    if plan is not None:
+    if plan is not None and guard.has_room(plan):
         source = Source(file, plan.format, plan.inputs, plan.outputs, plan.own_precision)
         return Model(Pipeline(plan, source, machine, memory.compiled(), isolation), source, machine)
     say = progress or (lambda _message, _share: None)
     assignment = Assignment(_open(file, model_digest), machine, wish, memory, budget_s, chosen, say)
     plan = planning.make_plan(assignment) if budget_s else planning.first_plan(assignment)
     model = Model(Pipeline(plan, assignment.source, machine, memory.compiled(), isolation), assignment.source, machine)
-    if not budget_s:
+    if not budget_s and plan.residency is None:  # a search would hold more than the limit beside the model
         model.improve(assignment, isolation, lambda: asked or probing.probe(cache_dir=folder))
     return model
 
@@ -321,7 +328,10 @@ class Model:
 
     def _result(self, pipeline: Pipeline, made: Made, run_s: float) -> Result:
         reason = made.reason if not self._reason else "; ".join(filter(None, (self._reason, made.reason)))
-        receipt = Receipt(pipeline.plan.id, made.targets, bool(reason), pipeline.checked(made.targets), run_s, reason)
+        turns = len(pipeline.plan.segments) if pipeline.plan.residency is not None else 0
+        receipt = Receipt(
+            pipeline.plan.id, made.targets, bool(reason), pipeline.checked(made.targets), run_s, reason, turns
+        )
         return Result(made.outputs, receipt)
 
     def _open(self) -> Pipeline:

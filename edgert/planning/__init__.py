@@ -5,11 +5,13 @@ makes a `Plan`.
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from edgert.devices.backend import Source
 from edgert.errors import Cancelled, InputError, ModelUnsupported, OptionError
@@ -73,7 +75,7 @@ def make_plan(assignment: Assignment, cancelled: Callable[[], bool] = lambda: Fa
         started_s = time.monotonic()
         course = Course(
             source, assignment.machine, samples, assignment.memory.compiled(), started_s + assignment.budget_s,
-            assignment.budget_s, assignment.memory.rows(wish.samples),
+            assignment.budget_s, assignment.memory.rows(wish.samples), _corners(assignment),
         )  # fmt: skip
 
         def say(message: str) -> None:
@@ -82,11 +84,37 @@ def make_plan(assignment: Assignment, cancelled: Callable[[], bool] = lambda: Fa
             spent = (time.monotonic() - started_s) / assignment.budget_s if assignment.budget_s else 1.0
             assignment.progress(message, min(1.0, spent))
 
-        with Trials(course) as work:
-            plan = _measured(assignment, found, course, work, say)
+        if _takes_turns(assignment):
+            plan = _streamed(assignment, found, course, say)
+        else:
+            with Trials(course) as work:
+                plan = _measured(assignment, found, course, work, say)
     assignment.memory.keep_plan(wish, plan)
     assignment.memory.keep_rows(wish.samples, plan.verification.reference, plan.candidates)
     return plan
+
+
+def _takes_turns(assignment: Assignment) -> bool:
+    """Whether the model may be too large to be held whole under the limit."""
+    limit_bytes = assignment.wish.memory_limit_bytes
+    if not limit_bytes:
+        return False
+    from edgert.planning.streaming import fits_whole
+
+    return not fits_whole(assignment.file.graph, limit_bytes)
+
+
+def _streamed(assignment: Assignment, found: Candidates, course: Course, say: Callable[[str], None]) -> Plan:
+    """A plan whose segments take turns in memory."""
+    from edgert.planning.streaming import stream  # as for splits
+
+    def plan_of(choice: Choice, found: Candidates, reference: Reference) -> Plan:
+        return _plan(assignment, choice, found, reference)
+
+    if course.cache is not None:
+        return stream(assignment, found, course, say, plan_of)
+    with tempfile.TemporaryDirectory(prefix="edgert-") as folder:
+        return stream(assignment, found, replace(course, cache=Path(folder)), say, plan_of)
 
 
 def _samples(assignment: Assignment) -> list[Mapping[str, Data]]:
@@ -98,10 +126,16 @@ def _samples(assignment: Assignment) -> list[Mapping[str, Data]]:
     # A second and third set catch a library that ignores an input: cheap for small models, too slow for large ones.
     count = 3 if graph.weight_bytes < _SMALL_BYTES else 1
     try:
-        return list(synthesise(graph, count=count))
+        return list(synthesise(graph, count=count, corners=_corners(assignment)))
     except OptionError as error:
         _log.warning("%s: no inputs to check and time on: %s", assignment.file.path.name, error)
         return []
+
+
+def _corners(assignment: Assignment) -> bool:
+    """Whether the last set is drawn from corners: not for quantised models, which round ties as each library likes."""
+    small = assignment.file.graph.weight_bytes < _SMALL_BYTES
+    return small and not assignment.samples and assignment.file.precision != "i8"
 
 
 def _measured(
@@ -243,6 +277,8 @@ def first_plan(assignment: Assignment) -> Plan:
     resort = [row.target for row in found.left_out if row.target.backend == LAST_RESORT]
     samples = _samples(assignment)
     course = Course(source, assignment.machine, samples, assignment.memory.compiled(), time.monotonic(), 0.0)
+    if _takes_turns(assignment):
+        return _streamed(assignment, found, course, lambda message: assignment.progress(message, 1.0))
     rows: list[Row] = []
     with Trials(course) as work:
         for target in (*found.targets, *resort):
