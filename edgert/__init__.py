@@ -16,6 +16,7 @@ from edgert.errors import EdgertError
 
 if TYPE_CHECKING:
     from edgert import errors
+    from edgert.client import Client, connect
     from edgert.devices.probe import probe
     from edgert.machine import Device, Machine
     from edgert.model import Model, load
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Client",
     "Device",
     "EdgertError",
     "Machine",
@@ -36,12 +38,14 @@ __all__ = [
     "Target",
     "Tolerance",
     "__version__",
+    "connect",
     "errors",
     "load",
     "probe",
 ]
 
 _HOMES = {  # public name -> module that defines it
+    "Client": "edgert.client",
     "Device": "edgert.machine",
     "Machine": "edgert.machine",
     "Model": "edgert.model",
@@ -50,6 +54,7 @@ _HOMES = {  # public name -> module that defines it
     "Result": "edgert.result",
     "Target": "edgert.profile",
     "Tolerance": "edgert.plan",
+    "connect": "edgert.client",
     "load": "edgert.model",
     "probe": "edgert.devices.probe",
 }

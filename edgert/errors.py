@@ -62,6 +62,7 @@ __all__ = [
     "DtypeMismatch",
     "EdgertError",
     "EndpointError",
+    "Garbage",
     "Infeasible",
     "InputError",
     "MissingInput",

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgert.cli import bench, compile, demo, plan, plan_diff, probe, profile, run, version
+from edgert.cli import bench, compile, daemon, demo, plan, plan_diff, probe, profile, run, version
 from edgert.cli.console import BUG, FAILED, INTERRUPTED, show_error
 from edgert.errors import EdgertError
 
@@ -64,6 +64,7 @@ app.command()(run.run)
 app.command("compile")(compile.compile_)
 app.command()(profile.profile)
 app.command()(bench.bench)
+app.command()(daemon.daemon)
 app.command()(demo.demo)
 app.command()(version.version)
 

@@ -168,6 +168,11 @@ class Roster:
             settled &= self._attend(name, entry, item)
         return settled
 
+    def forgive(self) -> None:
+        """Have the next `refresh` try again what was refused. For the thread of `refresh`."""
+        for entry in self._entries.values():
+            entry.retry_at_s = 0.0
+
     @contextmanager
     def lend(self, name: str) -> Iterator[Loaded]:
         """The version of a model that answers now.

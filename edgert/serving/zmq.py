@@ -1,0 +1,153 @@
+"""The daemon's ZeroMQ front end: `Call`s come in, `Answer`s go out.
+
+Methods are `run`, `signature`, `status`. One thread reads; whoever has an answer sends it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from edgert import errors
+from edgert.errors import Closed, EdgertError, EndpointError, OptionError, RunFailed, TransportError, WireError
+from edgert.result import Result
+from edgert.serving.service import Service
+from edgert.transport.endpoints import Endpoint
+from edgert.transport.keys import Keyring
+from edgert.transport.line import own_all
+from edgert.transport.messages import Answer, Call
+from edgert.transport.sockets import Inbox
+
+_log = logging.getLogger(__name__)
+Status: TypeAlias = Callable[[], Mapping[str, Any]]
+_QUEUE = 64
+"""Messages of one client that wait to be read; more wait with the client."""
+
+
+class Front:
+    """Listens at one endpoint for a service."""
+
+    def __init__(
+        self, endpoint: str, service: Service, status: Status, *, group: bool = False, keyring: Keyring | None = None
+    ) -> None:
+        """Listen; `start` begins to read.
+
+        Args:
+            endpoint: such as 'ipc:///run/edgert/edgert.sock'; its folder is made, for this user alone, if it is not
+                there.
+            service: who answers.
+            status: what `status` tells.
+            group: members of the folder's group may connect too.
+            keyring: for tcp: this machine's key, and those that may connect.
+
+        Raises:
+            EndpointError: it is malformed, in use, not private, or cannot be made.
+            OptionError: tcp without keys.
+        """
+        _make_folder(endpoint)
+        self._service, self._status = service, status
+        self._inbox = Inbox(endpoint, keyring=keyring, group=group, queue=_QUEUE)
+        self.endpoint = self._inbox.endpoint
+        self._thread = threading.Thread(target=self._serve, name=f"edgert at {endpoint}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Listen no more. Answers that were given are with the clients' connections by then. Harmless twice."""
+        self._inbox.close()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                got = self._inbox.receive()
+            except Closed:
+                return
+            if got is not None:
+                self._take(got.peer, got.message)
+
+    def _take(self, who: bytes, message: object) -> None:
+        if not isinstance(message, Call):
+            _log.warning("a %s came, which is no call", type(message).__name__)
+            return
+        try:
+            handle = _METHODS.get(message.method)
+            if handle is None:
+                raise OptionError(f"the daemon knows no {message.method!r}.", "Use the same edgert on both ends.")
+            handle(self, who, message)
+        except EdgertError as error:
+            self._answer(who, _failed(message, error))
+        except Exception as error:  # noqa: BLE001 - a fault of ours must reach the caller, and must not end this thread
+            _log.exception("an unexpected error in %r", message.method)
+            failure = RunFailed(f"the daemon failed in {message.method!r}: {type(error).__name__}: {error}.")
+            self._answer(who, _failed(message, failure))
+
+    def _run(self, who: bytes, call: Call) -> None:
+        def done(outcome: Result | EdgertError) -> None:
+            if isinstance(outcome, EdgertError):
+                self._answer(who, _failed(call, outcome))
+            else:
+                self._answer(who, Answer(call.request, {"receipt": outcome.receipt.to_json()}, dict(outcome)))
+
+        self._service.submit(_model(call), own_all(call.values), call.deadline_s, done)
+
+    def _signature(self, who: bytes, call: Call) -> None:
+        with self._service.roster.lend(_model(call)) as loaded:
+            model = loaded.model
+            facts = {
+                "version": loaded.version.number,
+                "inputs": [asdict(value) for value in model.inputs],
+                "outputs": [asdict(value) for value in model.outputs],
+                "optional_inputs": list(model.plan.optional_inputs),
+            }
+        self._answer(who, Answer(call.request, facts))
+
+    def _tell(self, who: bytes, call: Call) -> None:
+        dropped = {"malformed": self._inbox.dropped, "keys_refused": self._inbox.refused}
+        self._answer(who, Answer(call.request, {**self._status(), **dropped}))
+
+    def _answer(self, who: bytes, answer: Answer) -> None:
+        try:
+            self._inbox.answer(who, answer)
+        except WireError as error:
+            self._answer(who, Answer(answer.request, error=errors.to_json(error)))
+        except (TransportError, errors.Overloaded, Closed) as error:  # its own deadline, or the break, tells the client
+            _log.info("an answer was not taken: %s", error.message)
+
+
+_METHODS: Mapping[str, Callable[[Front, bytes, Call], None]] = {
+    "run": Front._run,
+    "signature": Front._signature,
+    "status": Front._tell,
+}
+
+
+def _model(call: Call) -> str:
+    name = call.facts.get("model")
+    if not isinstance(name, str):
+        raise WireError(f"a {call.method!r} names no model.")
+    return name
+
+
+def _failed(call: Call, error: EdgertError) -> Answer:
+    return Answer(call.request, error=errors.to_json(error))
+
+
+def _make_folder(endpoint: str) -> None:
+    where = Endpoint.parse(endpoint)
+    if where.scheme != "ipc" or where.address == "*":
+        return
+    folder: Path = where.path.parent
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise EndpointError(
+            f"endpoint {endpoint} cannot be made: {error.strerror or error}.", "Choose another with --endpoint.",
+            endpoint=endpoint,
+        ) from error  # fmt: skip
