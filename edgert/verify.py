@@ -14,12 +14,12 @@ import numpy as np
 from edgert.graph import Graph
 from edgert.plan import Tolerance
 from edgert.profile import OutputError, Precision
-from edgert.tensor import FLOATS, Array, Data, dtype_of
+from edgert.tensor import BITS, FLOATS, Array, Data, dtype_of
 
-_EPSILON = {  # spacing of 1.0: an output of that type cannot be nearer than this
-    "float16": 2.0**-10, "bfloat16": 2.0**-7, "float8_e4m3fn": 0.125, "float8_e4m3fnuz": 0.125, "float8_e5m2": 0.25,
-    "float8_e5m2fnuz": 0.25, "float8_e8m0fnu": 1.0, "float4_e2m1fn": 0.5,
-}  # fmt: skip
+_EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""Spacing of 1.0: an output of that type cannot be nearer than this."""
+_CODES = frozenset(name for name in FLOATS if BITS[name] <= 8)
+"""Floats of so few values that they are counted in steps, like integers: a share of their range would forgive all."""
 _RANDOM = frozenset((
     "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli",
     "RANDOM_UNIFORM", "RANDOM_STANDARD_NORMAL", "MULTINOMIAL",
@@ -103,12 +103,18 @@ def _outside(  # noqa: PLR0911 - one return a rule, in the order in which they a
     if tolerance.relative is not None:
         allowed = f"{tolerance.absolute:g} + {tolerance.relative:g} |x|"
         return f"an element is off by more than {allowed}" if error.excess > tolerance.absolute else ""
+    coarse = precision != own or own in ("i8", "f16", "bf16")
+    if dtype in _CODES and not math.isinf(error.range_fraction):
+        steps = tolerance.lsb if coarse else 0
+        if error.lsb <= steps or (precision != own and not _too_noisy(error, tolerance, tolerance.sqnr_db)):
+            return ""
+        return f"off by {error.lsb} values of {dtype}, {steps} allowed"
     if error.range_fraction <= max(tolerance.range_fraction, 2 * _EPSILON.get(dtype, 0.0)):
         return ""
     if own == "i8" and precision == "i8" and 0 < error.lsb <= tolerance.lsb:
         return ""
     # Rounding differs between kernels wherever arithmetic is coarse: there the noise counts, not one element.
-    if precision != own or own in ("i8", "f16", "bf16"):
+    if coarse:
         needed_db = tolerance.quantised_sqnr_db if precision == own == "i8" else tolerance.sqnr_db
         if not math.isinf(error.range_fraction):
             return _too_noisy(error, tolerance, needed_db)
@@ -202,9 +208,19 @@ def _float_distance(name: str, expected: Array, got: Array, step: float, relativ
     spread = float(kept.max() - kept.min()) if wide is np.float64 else float(magnitude.max())
     spread = spread or float(magnitude.max()) or 1.0
     lsb = math.ceil(largest / step - 1e-3) if step else 0
+    if dtype_of(expected) in _CODES:
+        lsb = _codes_apart(expected[finite], got[finite])
     top1 = _same_top1(reference, answer) if wide is np.float64 and finite.all() else True
     excess = max(0.0, float((difference - relative * magnitude).max()))
     return OutputError(name, largest / spread, lsb, _sqnr_db(kept, difference), top1, excess)
+
+
+def _codes_apart(one: Array, other: Array) -> int:
+    """How many values of a small float type lie between two arrays of it, at most; all finite."""
+    every = np.arange(256, dtype=np.uint8).view(one.dtype).astype(np.float32)
+    values = np.unique(every[np.isfinite(every)])
+    places = [np.searchsorted(values, each.astype(np.float32)) for each in (one, other)]
+    return int(np.abs(places[0] - places[1]).max())
 
 
 def _sqnr_db(signal: Array, noise: Array) -> float:

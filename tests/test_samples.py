@@ -290,3 +290,40 @@ def runs(path: Path, feeds: dict[str, Any]) -> bool:
     except Exception:  # noqa: BLE001 - its exception types have no common root but this
         return False
     return True
+
+
+def corners_of(graph: Graph) -> dict[str, Any]:
+    return synthesise(graph, count=3, corners=True)[-1]
+
+
+def test_the_set_of_corners_has_ties_zeros_and_halves() -> None:
+    x = corners_of(graph_of([Node("a", "Round", ("x",), ("y",))], [Value("x", "float32", (6,))]))["x"]
+    assert {0.0, 0.5, -2.5} <= set(x.tolist())
+    again = corners_of(graph_of([Node("a", "Round", ("x",), ("y",))], [Value("x", "float32", (40, 5))]))["x"]
+    assert len(set(again.ravel().tolist())) < 20
+
+
+def test_what_a_narrow_float_cannot_hold_is_among_the_corners() -> None:
+    nodes = [Node("a", "Cast", ("x",), ("y",), {"to": onnx.TensorProto.FLOAT8E4M3FN})]
+    x = corners_of(graph_of(nodes, [Value("x", "float16", (3, 6))]))["x"]
+    assert x.dtype == np.float16
+    assert np.isnan(x).any()
+    assert np.isinf(x).any()
+    assert np.nanmax(np.where(np.isfinite(x), x, 0)) > 448
+    assert np.isfinite(synthesise(graph_of(nodes, [Value("x", "float16", (3, 6))]))[0]["x"]).all()
+
+
+def test_corners_keep_to_what_the_readers_ask() -> None:
+    unit = corners_of(graph_of([Node("a", "Asin", ("x",), ("y",))], [Value("x", "float32", (50,))]))["x"]
+    assert (unit.min(), unit.max()) == (0, 1)
+    assert corners_of(graph_of([Node("a", "Log", ("x",), ("y",))], [Value("x", "float32", (50,))]))["x"].min() > 0
+    divisor = corners_of(graph_of([Node("a", "Div", ("x", "d"), ("y",))],
+                                  [Value("x", "float32", (50,)), Value("d", "float32", (50,))]))["d"]  # fmt: skip
+    assert (divisor != 0).all()
+
+
+def test_a_mask_of_truth_values_hides_a_whole_row_in_a_corner() -> None:
+    nodes = [Node("a", "Where", ("m", "x", "x"), ("y",))]
+    m = corners_of(graph_of(nodes, [Value("m", "bool", (2, 3, 4)), Value("x", "float32", (2, 3, 4))]))["m"]
+    assert not m[:, 0].any()
+    assert m[:, 1:].any()

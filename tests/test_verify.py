@@ -162,3 +162,23 @@ def test_random_bits_in_a_body_make_a_model_random():
     body = Graph("onnx", "b", (Node("n", "Bernoulli", ("x",), ("y",)),), (), (), {}, {})
     graph = Graph("onnx", "g", (Node("i", "If", ("c",), ("z",), subgraphs=(body,)),), (), (), {}, {})
     assert draws_random_numbers(graph)
+
+
+SMALL = ["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float4_e2m1fn"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_floats_are_counted_in_their_own_values(name):
+    dtype = np.dtype(getattr(ml_dtypes, name))
+    expected, next_one = np.array([1, 2, 4]).astype(dtype), np.array([1, 3 if "e8m0" not in name else 4, 4])
+    assert not verdict(expected, expected.copy())
+    off = next_one.astype(dtype)
+    assert f"values of {name}, 0 allowed" in verdict(expected, off)
+    assert bool(verdict(expected, off, own="i8", precision="i8")) == (one(expected, off).lsb > 1)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_neighbours_of_a_small_float_type_are_one_apart(name):
+    every = np.arange(256 if "8" in name else 16, dtype=np.uint8).view(getattr(ml_dtypes, name))
+    ordered = np.unique(every[np.isfinite(every.astype(np.float32))].astype(np.float32)).astype(every.dtype)
+    assert one(ordered[:-1], ordered[1:]).lsb == 1

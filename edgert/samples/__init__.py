@@ -30,7 +30,7 @@ _LARGEST_BYTES = 1 << 32
 
 
 def synthesise(
-    graph: Graph, *, seed: int = 0, sizes: Mapping[str, int] | None = None, count: int = 1
+    graph: Graph, *, seed: int = 0, sizes: Mapping[str, int] | None = None, count: int = 1, corners: bool = False
 ) -> list[dict[str, Data]]:
     """Inputs for `graph`, as `Model.run` takes them: name -> array (list, mapping).
 
@@ -43,6 +43,8 @@ def synthesise(
         sizes: name of a free dimension -> its size; the others get a usual size (batch 1, a sequence 16, ...) that fits
             the operations which read them.
         count: how many sets; all have the same shapes.
+        corners: draw the last set from where kernels differ that agree elsewhere: ties, zeros, halves, ends of ranges,
+            what a cast has to saturate, a row of a mask that hides everything.
 
     Raises:
         OptionError: `count` or a size is below one; an input's rank or element type is unknown and nothing tells it; an
@@ -52,7 +54,10 @@ def synthesise(
     shapes = resolve(graph, sizes or {})
     scope = Scope(graph, shapes)
     wanted = [value for value in graph.inputs if value.name not in graph.optional_inputs]
-    return [{value.name: _one(scope, value, seed, index) for value in wanted} for index in range(count)]
+    return [
+        {value.name: _one(scope, value, (seed, index), corners and index == count - 1) for value in wanted}
+        for index in range(count)
+    ]
 
 
 def digest_of(samples: Sequence[Mapping[str, Data]]) -> str:
@@ -77,9 +82,9 @@ def _check(graph: Graph, sizes: Mapping[str, int], count: int) -> None:
             raise OptionError(f"the element type of input {value.name!r} is unknown.", "Pass samples= of your own.")
 
 
-def _one(scope: Scope, value: Value, seed: int, index: int) -> Data:
-    """The data of one input in set number `index`."""
-    rng = np.random.default_rng([seed, index, zlib.crc32(value.name.encode())])
+def _one(scope: Scope, value: Value, seed: tuple[int, int], corners: bool) -> Data:
+    """The data of one input; `seed` ends with the number of its set."""
+    rng = np.random.default_rng([*seed, zlib.crc32(value.name.encode())])
     if value.kind == "map":
         return map_of(scope, value, rng)
     if value.kind == "optional" and not is_opened(scope, value):
@@ -97,8 +102,8 @@ def _one(scope: Scope, value: Value, seed: int, index: int) -> Data:
         )
     fact = fact_of(scope, value)
     if sequence:
-        return [draw(value, shape, fact, rng) for _ in range(SEQUENCE_LENGTH)]
-    return draw(value, shape, fact, rng)
+        return [draw(value, shape, fact, rng, corners=corners) for _ in range(SEQUENCE_LENGTH)]
+    return draw(value, shape, fact, rng, corners=corners)
 
 
 def _feed(state: Any, data: Data) -> None:

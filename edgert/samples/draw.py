@@ -33,6 +33,9 @@ class Fact:
     distinct: bool = False
     """No element twice along the last axis."""
     nonzero: bool = False
+    corners: tuple[float, ...] = ()
+    """Where the reader has to behave in a way of its own: beyond what it can hold, NaN, ...; drawn for a set of corners
+    alone."""
 
     @property
     def empty(self) -> bool:
@@ -57,6 +60,7 @@ class Fact:
             self.rising or other.rising,
             self.distinct or other.distinct,
             self.nonzero or other.nonzero,
+            self.corners or other.corners,
         )
 
     def before(self, scale: float, shift: float, *, integer: bool) -> Fact:
@@ -94,8 +98,11 @@ def _tighter(first: float | Array | None, second: float | Array | None, pick: np
         return first
 
 
-def draw(value: Value, known: KnownShape, fact: Fact, rng: np.random.Generator) -> Array:
+def draw(value: Value, known: KnownShape, fact: Fact, rng: np.random.Generator, *, corners: bool = False) -> Array:
     """An array of the value's element type and shape that fits the fact.
+
+    With `corners`, numbers on which kernels that agree elsewhere differ: ties, zeros, halves, ends of ranges, what
+    `Fact.corners` lists, and truth values whose first row is all false.
 
     Raises:
         MissingPackage: the element type needs ml_dtypes, which is not installed.
@@ -111,13 +118,17 @@ def draw(value: Value, known: KnownShape, fact: Fact, rng: np.random.Generator) 
         drawn = _pick(fact.choices or WORDS, shape, rng)
     elif fact.mask or value.dtype == "bool":
         drawn = _mask(shape, rng, fact)
+        if corners and len(shape) > 1 and not fact.mask:
+            drawn[..., 0, :] = False
     elif dtype.kind == "c":
         drawn = np.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
     elif value.dtype in FLOATS:
-        drawn = _floats(value, shape, fact, rng)
+        edges = _corners(shape, fact, rng) if corners else None
+        drawn = _floats(value, shape, fact, rng) if edges is None else edges
     else:
         drawn = _integers(value, shape, fact, rng)
-    return drawn.astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # corners may lie beyond what the type holds
+        return drawn.astype(dtype)
 
 
 def _pick(choices: tuple[float | str, ...], shape: tuple[int, ...], rng: np.random.Generator) -> Array:
@@ -141,6 +152,24 @@ def _bounds(bound: float | Array | None, shape: tuple[int, ...], pick: np.ufunc)
         return np.broadcast_to(np.asarray(bound, np.float64), shape)
     except ValueError:  # the input was reshaped on its way to the reader
         return np.full(shape, pick.reduce(np.asarray(bound, np.float64), axis=None))
+
+
+_GRID = (-3.0, 2.0, 0.5, -2.5, 0.0, 1.5, -1.0, -0.5, 1.0, -1.5, -2.0)
+"""Over a range of 5, odd halves are halfway between two of 256 steps, and between two integers."""
+
+
+def _corners(shape: tuple[int, ...], fact: Fact, rng: np.random.Generator) -> Array | None:
+    """Corners of a float input; None where its fact leaves no room for any."""
+    if fact.rising or fact.nonzero or (fact.low is None) != (fact.high is None):
+        return None
+    if fact.corners:
+        return np.resize(np.asarray(fact.corners, np.float64), shape)
+    low, high = _bounds(fact.low, shape, np.maximum), _bounds(fact.high, shape, np.minimum)
+    if low is None or high is None:
+        whole = np.resize(np.asarray(_GRID), shape)
+        return rng.permuted(whole, axis=None) if whole.size > 2 * len(_GRID) else whole
+    place = rng.integers(0, 3, shape)
+    return np.where(place == 0, low, np.where(place == 1, high, low + (high - low) * rng.random(shape)))
 
 
 def _floats(value: Value, shape: tuple[int, ...], fact: Fact, rng: np.random.Generator) -> Array:

@@ -237,6 +237,33 @@ def dft_length(site: Site) -> Fact:
     return ints([16 if rows is None else 2 * (rows - 1)])
 
 
+def _signal_axis(site: Site) -> int:
+    """DFT: the axis that its third input names, else the one whose size changes, else the first after the batch."""
+    given, named = site.shape(0), site.constant(2)
+    if named is not None:
+        return int(named.reshape(-1)[0])
+    rank = 2 if given is None else len(given)
+    made = site.made() or given
+    if given is not None and made is not None and len(made) == rank:
+        for axis in range(rank - 1):  # the last one holds real and imaginary parts
+            if None not in (given[axis], made[axis]) and given[axis] != made[axis]:
+                return axis
+    return min(1, max(rank - 2, 0))
+
+
+def signal_axis(site: Site) -> Fact:
+    return ints([_signal_axis(site)])
+
+
+def signal_length(site: Site) -> Fact:
+    """DFT: as many points as there are, or as a one-sided spectrum stands for."""
+    size = at(site.shape(0), site.integer("axis", _signal_axis(site)))
+    made = at(site.made(), site.integer("axis", _signal_axis(site)))
+    if site.integer("inverse", 0) and site.integer("onesided", 0) and made is not None:
+        size = made
+    return ints([size if size is not None else 8])
+
+
 def frame_length(site: Site) -> Fact:
     window, bins = at(site.shape(2), 0), at(site.made(), 2)
     if window is not None:

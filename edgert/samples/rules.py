@@ -40,6 +40,8 @@ from edgert.samples.lengths import (
     reverse_lens,
     sequence_lens,
     sequence_split,
+    signal_axis,
+    signal_length,
     size_of,
     slice_ends,
     split_sizes,
@@ -174,6 +176,19 @@ def _representable(site: Site) -> Fact:
 # Strings and maps.
 
 
+_SMALL_FLOATS: Mapping[int, str] = {  # TensorProto's number -> element type; wider ones overflow alike everywhere
+    17: "float8_e4m3fn",
+    18: "float8_e4m3fnuz",
+    19: "float8_e5m2",
+    20: "float8_e5m2fnuz",
+    23: "float4_e2m1fn",
+    24: "float8_e8m0fnu",
+}
+_EDGES = (1e6, -1e6, float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.1, 0.45, 448.0, 470.0, 3.0, 0.124, 1e-7,
+          -2.5, 6e4, 1e-3, 5.0)  # fmt: skip
+"""Beyond every 8-bit float, on both sides of a rounding, below the smallest."""
+
+
 def _listed(*names: str) -> Rule:
     """One of the texts (or numbers) that an attribute lists."""
 
@@ -187,10 +202,14 @@ def _listed(*names: str) -> Rule:
     return rule
 
 
-def _number_text(site: Site) -> Fact:
-    """Cast of a string: text that reads as a number."""
+def _cast(site: Site) -> Fact:
+    """Cast, CastLike: text that reads as a number; floats that an 8-bit one saturates, rounds or cannot hold."""
     value = site.value(0)
-    return Fact(choices=("0", "1", "2.5", "-3")) if value is not None and value.dtype == "string" else ANY
+    if value is not None and value.dtype == "string":
+        return Fact(choices=("0", "1", "2.5", "-3"))
+    like = site.value(1)
+    to = like.dtype if like is not None else _SMALL_FLOATS.get(site.integer("to", 0))
+    return Fact(corners=_EDGES) if to in _SMALL_FLOATS.values() else ANY
 
 
 def map_of(scope: Scope, value: Value, rng: np.random.Generator) -> Data:
@@ -259,7 +278,8 @@ RULES: Mapping[tuple[str, int], Rule] = {  # (operation, input position) -> what
     **{(f"{kind}Window", 0): size_of(0, 8) for kind in ("Hann", "Hamming", "Blackman")},
     ("MelWeightMatrix", 0): size_of(1, 8), ("MelWeightMatrix", 1): dft_length,
     ("MelWeightMatrix", 2): exactly(8192), ("MelWeightMatrix", 3): exactly(0), ("MelWeightMatrix", 4): exactly(4096),
-    ("STFT", 1): frame_step, ("STFT", 3): frame_length, ("Attention", 6): valid_keys,
+    ("DFT", 1): signal_length, ("DFT", 2): signal_axis, ("STFT", 1): frame_step,
+    ("STFT", 3): frame_length, ("Attention", 6): valid_keys,
     ("Slice", 1): exactly(0), ("Slice", 2): slice_ends, ("Slice", 3): axes_input(), ("Slice", 4): exactly(1),
     ("Squeeze", 1): moved_axes, ("Unsqueeze", 1): moved_axes, ("Split", 1): split_sizes, ("TopK", 1): top_k,
     **{(f"Reduce{kind}", 1): moved_axes for kind in
@@ -291,7 +311,7 @@ RULES: Mapping[tuple[str, int], Rule] = {  # (operation, input position) -> what
     ("NonMaxSuppression", 0): _UNIT, ("NonMaxSuppression", 1): _UNIT, ("NonMaxSuppression", 2): exactly(3),
     ("NonMaxSuppression", 3): between(0.3, 0.6), ("NonMaxSuppression", 4): between(0.1, 0.4),
     # strings
-    ("Cast", 0): _number_text,
+    ("Cast", 0): _cast, ("CastLike", 0): _cast,
     ("ai.onnx.ml::LabelEncoder", 0): _listed("keys_strings", "keys_int64s", "keys_floats"),
     ("ai.onnx.ml::CategoryMapper", 0): _listed("cats_strings", "cats_int64s"),
     ("ai.onnx.ml::OneHotEncoder", 0): _listed("cats_strings", "cats_int64s"),
