@@ -23,7 +23,7 @@ TFLITE_RUNTIME_TESTS := tests/packaging/test_environments.py \
   $(patsubst %,tests/test_%.py,errors graph machine plan profile store transforms)
 
 .PHONY: help setup demo test lint tests test-py313 test-tflite-runtime test-numpy-low suite fuzz cuts bench \
-  software-devices lock clean clean-cache
+  software-devices test-cross icount lock clean clean-cache
 
 help: ## list the targets
 	@echo "edgert: what make can do"
@@ -86,6 +86,17 @@ bench: setup ## build the zoo and measure edgert beside every single target; min
 	@echo "== the zoo"
 	@$(BIN)/python -m bench.zoo $(CACHE)/zoo
 	@$(BIN)/edgert bench $(CACHE)/zoo/*
+
+test-cross: setup ## edgert on emulated Raspberry Pis and others; BOARDS=pi4 for some, DOC=1 writes docs/boards.md
+	@echo "== emulated boards"
+	@rm -f $(CACHE)/boards/results.jsonl; mkdir -p $(CACHE)/boards
+	@EDGERT_BOARDS=1 EDGERT_BOARDS_RESULTS=$(CACHE)/boards/results.jsonl $(BIN)/python -m pytest -n 2 --dist loadgroup \
+	  --timeout 3000 $(PYTEST_ARGS) $(if $(BOARDS),-k "$(BOARDS)") tests/cross
+	@$(if $(DOC),$(BIN)/python -m cross.table $(CACHE)/boards/results.jsonl,:)
+
+icount: setup ## guest instructions per inference against the committed table; WRITE=1 writes it
+	@echo "== instruction counts"
+	@$(BIN)/python -m cross.icount $(if $(WRITE),--write)
 
 software-devices: setup ## a software GPU and an NPU library, as gpu:0 and npu:0 of this machine
 	@echo "== software devices"

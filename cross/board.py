@@ -158,7 +158,8 @@ def _meminfo(total_kib: int) -> str:
     free_kib = total_kib * 4 // 5
     return (
         f"MemTotal:       {total_kib} kB\nMemFree:        {free_kib} kB\nMemAvailable:   {free_kib} kB\n"
-        "Buffers:               0 kB\nCached:                0 kB\nSwapTotal:             0 kB\nSwapFree:              0 kB\n"
+        "Buffers:               0 kB\nCached:                0 kB\n"
+        "SwapTotal:             0 kB\nSwapFree:              0 kB\n"
     )
 
 

@@ -12,6 +12,7 @@ put in place by a rename: what is there is whole.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -42,12 +43,12 @@ _MACHINE = {"arm64": "aarch64", "armhf": "armv7l"}
 _GLIBC_MINORS = range(17, 37)
 """Debian 12 has glibc 2.36; pip wants every tag that a wheel may carry."""
 _MOUNTS = ("proc", "sys", "dev", "tmp", "opt/edgert/lib/python3.11/site-packages", "work/board", "work/product",
-           "work/checks", "work/models", "work/known", "work/out", "work/cache", "work/small", "work/plugin")  # fmt: skip
+           "work/checks", "work/models", "work/known", "work/out", "work/cache", "work/plugin")  # fmt: skip
 _VENV = "home = /usr/bin\ninclude-system-site-packages = {system}\nversion = 3.11\n"
 
 
 class CannotEmulate(Exception):
-    """This machine cannot run the boards; says what is missing."""
+    """Boards cannot be run on this machine; says what is missing."""
 
 
 def cache() -> Path:
@@ -121,8 +122,9 @@ def packages(name: str) -> Path:
     return _made(f"packages-{name}", [lock.read_text(encoding="utf-8"), *tags, "2"], make)
 
 
+@functools.cache
 def product() -> Path:
-    """edgert as a wheel of this checkout installs it."""
+    """What a wheel of this checkout installs; looked at once, whatever is edited while boards run."""
     tracked = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate",
          "edgert", "devices", "partitioner", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "MANIFEST.in"],
@@ -154,7 +156,7 @@ def product() -> Path:
             )  # fmt: skip
         _compile(folder)
 
-    return _made("product", recipe, make, keep=2)
+    return _made("product", recipe, make, keep=4)
 
 
 def launcher(board: Board) -> Path:

@@ -1,0 +1,211 @@
+"""Guest instructions per inference, by board, model, backend and precision: `python -m cross.icount [--write]`.
+
+Counted under QEMU by cross/icount.c, so they are the same on every machine to a fraction of a percent. They say how
+much work a target makes of a model on that kind of core; they are never a time. Without `--write` the counts are held
+against the committed table, cross/icount.json: more than 3% above it in any row fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from cross import sysroot
+from cross.board import load
+from cross.emulate import Emulated, GuestFailed
+
+TABLE = sysroot.HERE / "icount.json"
+GATE = 0.03
+"""Greatest rise of a row over the table; the counts themselves repeat to half a percent."""
+BOARDS = ("pi3", "pi4", "pi5", "pi2")
+"""One for each kind of core: a Zero 2 W counts as a Pi 3, an RK3588 as a Pi 5."""
+SHARED = ("mlperf_tiny_ic_resnet_f32.tflite", "mlperf_tiny_ic_resnet_int8.tflite", "mobilenet_v2_1.0_224_quant.tflite")
+"""Of EDGERT_MODELS; their rows are left out where it is not set."""
+CALLS = {"litert": "mobilenet_v2_1.0_224_quant.tflite", "onnxruntime": "mobilenet_v2-i8.onnx"}
+"""INT8 MobileNetV2, for edgert's own share of a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is counted on one board with one set of packages."""
+
+    model: str
+    """File name."""
+    backend: str
+    variant: str = ""
+    call: bool = False
+    """Whether edgert's own share of a call is asked, not an inference."""
+
+    def key(self, board: str, environment: str) -> str:
+        """Its row's name: 'pi4 kws-i8.tflite litert' or 'pi4 ... call'."""
+        library = "tflite-runtime" if environment in ("arm64-tflite-runtime", "armhf") else self.backend
+        variant = f"+{self.variant}" if self.variant else ""
+        return f"{board} {self.model} {library}{variant}{' call' if self.call else ''}"
+
+
+def models(folder: Path) -> tuple[str, ...]:
+    """The models that are counted, laid into `folder`: the zoo's convolutional ones, and those of EDGERT_MODELS."""
+    from bench.zoo import build
+
+    made = []
+    for form, names in (("onnx", ("kws", "mobilenet_v2")), ("tflite", ("kws", "person"))):
+        for name in names:
+            for precision in ("f32", "i8"):
+                built = build(name, precision, sysroot.cache() / "zoo", format=form)  # type: ignore[arg-type]
+                plain = f"{name}-{precision}.{form}"  # without the builder's version: rows outlive it
+                (folder / plain).write_bytes(built.read_bytes())
+                made.append(plain)
+    shared = os.environ.get("EDGERT_MODELS")
+    for name in SHARED if shared else ():
+        (folder / name).write_bytes(Path(str(shared), name).read_bytes())
+        made.append(name)
+    return tuple(made)
+
+
+def jobs(environment: str, files: Sequence[str]) -> list[Job]:
+    """What an environment's libraries can count."""
+    tflite = [name for name in files if name.endswith(".tflite")]
+    found = [Job(name, "litert", variant) for name in tflite for variant in ("", "builtin")]
+    backends = ["litert"]
+    if environment == "arm64":
+        found += [Job(name, "onnxruntime") for name in files if name.endswith(".onnx")]
+        backends.append("onnxruntime")
+    if environment != "arm64-tflite-runtime":
+        found += [Job(CALLS[name], name, call=True) for name in backends if CALLS[name] in files]
+    return found
+
+
+def count(board: str, environment: str, folder: Path, work: Sequence[Job]) -> dict[str, int]:
+    """Instructions of each job's row; for a call, those of edgert itself: the whole without the library's own.
+
+    Raises:
+        GuestFailed: the program on the board ended with an error.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        emulated = Emulated(
+            load(board), environment, Path(scratch),
+            binds={folder: "/work/models", sysroot.plugin().parent: "/work/plugin"},
+            variables={
+                "QEMU_PLUGIN": "/work/plugin/icount.so,out=/work/out/marks",
+                "PYTHONHASHSEED": "0",  # the order of sets and dicts moves counts by a percent
+            },
+        )  # fmt: skip
+        out = Path(scratch, "out")
+        out.mkdir()
+        described = [
+            {"model": f"/work/models/{job.model}", "backend": job.backend, "variant": job.variant, "call": job.call}
+            for job in work
+        ]
+        (out / "jobs.json").write_text(json.dumps(described), encoding="utf-8")
+        done = emulated.run("/work/checks/count.py", "/work/out/jobs.json")
+        if done.returncode:
+            raise GuestFailed(f"counting on {board}: exit status {done.returncode}\n{done.stderr[-3000:]}")
+        refused = json.loads(done.stdout.splitlines()[-1])
+        for number, reason in refused.items():
+            sys.stderr.write(f"{work[int(number)].key(board, environment)}: {reason}\n")
+        marks = dict(_marks((out / "marks").read_text(encoding="ascii")))
+    counts = {}
+    for number, job in enumerate(work):
+        if str(number) in refused:
+            continue
+        whole = _one_run(marks, 2 * number)
+        counts[job.key(board, environment)] = whole - _one_run(marks, 2 * number + 1) if job.call else whole
+    return counts
+
+
+def _marks(text: str) -> Iterable[tuple[int, int]]:
+    for line in text.splitlines():
+        number, value = line.split()
+        yield int(number), int(value)
+
+
+def _one_run(marks: Mapping[int, int], job: int) -> int:
+    """Two runs less one: what a mark itself costs is in both."""
+    first, second, third = (marks[10 * job + step] for step in range(3))
+    return (third - second) - (second - first)
+
+
+def compare(counts: Mapping[str, int], table: Mapping[str, int]) -> list[str]:
+    """What is wrong: rows that rose by more than the gate, and rows that the table has not."""
+    wrong = []
+    for key, value in counts.items():
+        if key not in table:
+            wrong.append(f"{key}: not in {TABLE.name}; write it with `make icount WRITE=1`")
+        elif value > table[key] * (1 + GATE) and not key.endswith(" call"):
+            wrong.append(f"{key}: {value:,} instructions, {value / table[key] - 1:+.1%} against the table")
+    return wrong
+
+
+def ratios(table: Mapping[str, int]) -> list[tuple[str, float]]:
+    """INT8 over float, for each board and model, on the library's best way of each."""
+    best: dict[tuple[str, str, str], int] = {}
+    for key, value in table.items():
+        if key.endswith(" call"):
+            continue
+        board, model, _ = key.split()
+        precision = "i8" if any(mark in model for mark in ("-i8", "int8", "quant")) else "f32"
+        plain = model.replace("-i8", "").replace("-f32", "").replace("_int8", "").replace("_f32", "")
+        found = (board, plain, precision)
+        best[found] = min(value, best.get(found, value))
+    return [
+        (f"{board} {model}", value / best[board, model, "f32"])
+        for (board, model, precision), value in best.items()
+        if precision == "i8" and (board, model, "f32") in best
+    ]
+
+
+def main() -> None:
+    """Count, then write the table or hold the counts against it.
+
+    Exit codes: 0 all well; 1 a row rose, or is not in the table; 3 this machine cannot emulate (with the reason).
+    """
+    parser = argparse.ArgumentParser(prog="python -m cross.icount", description="Counts guest instructions.")
+    parser.add_argument("--board", nargs="+", choices=BOARDS, default=list(BOARDS))
+    parser.add_argument("--write", action="store_true", help="write the counts into the table")
+    options = parser.parse_args()
+    try:
+        sysroot.require(["arm64", "armhf"])
+    except sysroot.CannotEmulate as error:
+        sys.stderr.write(f"icount: {error}\n")
+        sys.exit(3)
+    table: dict[str, int] = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {}
+    counts = count_all(options.board)
+    if options.write:
+        TABLE.write_text(json.dumps(dict(sorted({**table, **counts}.items())), indent=2) + "\n", encoding="utf-8")
+        return
+    wrong = compare(counts, table)
+    for line in wrong:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"{len(counts)} rows counted, {len(wrong)} outside the gate of {GATE:.0%}\n")
+    sys.exit(1 if wrong else 0)
+
+
+def count_all(boards: Sequence[str]) -> dict[str, int]:
+    """The rows of these boards, two boards side by side."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        files = models(folder)
+        tasks = [
+            (board, environment, jobs(environment, files))
+            for board in boards
+            for environment in load(board).environments
+            if environment != "arm64-control"
+        ]
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda task: count(task[0], task[1], folder, task[2]), tasks))
+    return {key: value for counts in found for key, value in counts.items()}
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.TimeoutExpired as error:
+        sys.exit(f"icount: {error}")

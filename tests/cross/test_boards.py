@@ -1,0 +1,228 @@
+"""edgert on emulated boards: real ARM binaries, each board's own instructions, its /proc and /sys. `make test-cross`.
+
+No claim about time is made here, and none can be: see docs/boards.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cross import board as boards
+from cross.golden import GOLDEN, KNOWN
+
+ARM64 = tuple(name for name in boards.names() if boards.load(name).architecture == "arm64")
+WITHOUT_DOT = ("pi3", "pi4", "zero2w")
+"""The old ONNX Runtime uses instructions that came with the dot product's generation of cores."""
+
+
+def each(*names):
+    """A test for each board; those of one board go to one worker, for its cache of what it probed."""
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names])
+
+
+def known_cases():
+    folder = os.environ.get("EDGERT_MODELS")
+    if not folder:
+        pytest.skip("EDGERT_MODELS is not set: the real models with known answers are not here")
+    entries = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))["entries"]
+    return [
+        (entry["id"], entry["file"], entry["cases"][0]["feeds"], entry["cases"][0]["expected"])
+        for entry in entries
+        if entry["id"] in KNOWN
+    ]
+
+
+def assert_known(board, target, record, label):
+    """Every INT8 model of EDGERT_MODELS within a step of its known answer; tflite-runtime exactly on its own."""
+    worst = {}
+    own = board.environment in ("armhf", "arm64-tflite-runtime")
+    most = 0 if own else 1
+    for model, file, feeds, expected in known_cases():
+        if own:
+            expected = f"/work/checks/golden/tflite-runtime.{model}.npz"  # noqa: PLW2901 - its arithmetic is not LiteRT's
+        worst[model] = board.check("known", file, feeds, expected, target)[target]
+    assert max(worst.values()) <= most, worst
+    record(board.board.name, label, f"{', '.join(worst)}: {_distance(max(worst.values()))}")
+
+
+def _distance(steps):
+    return "exact" if steps == 0 else f"{steps:.0f} LSB"
+
+
+def assert_as_golden(model, rows, targets):
+    """Exact but for the float softmax at the end of the ONNX model, which no step of an integer could hide behind."""
+    expected = np.load(GOLDEN / "digits.npz")[model]
+    if model.endswith(".onnx"):
+        np.testing.assert_allclose(rows, expected, rtol=1e-5)
+        return 0
+    distance = int(np.abs(rows.astype(int) - expected.astype(int)).max())
+    assert distance <= 1, (targets, distance)
+    return distance
+
+
+# ---- every board
+
+
+@each(*boards.names())
+def test_the_cpu_is_seen_as_the_board_has_it(on_board, record, name):
+    board = on_board(name)
+    seen = board.check("clusters")
+    assert [tuple(device["cores"]) for device in seen] == [cluster.cores for cluster in board.board.clusters]
+    assert [device["name"].split(",")[0] for device in seen] == [cluster.design for cluster in board.board.clusters]
+    record(name, "cores", " + ".join(f"{cluster.count} {cluster.design}" for cluster in board.board.clusters))
+
+
+@each(*boards.names())
+def test_probe_finds_backends_that_count_right(on_board, record, name):
+    board = on_board(name)
+    seen = board.check("probe")
+    assert seen["architecture"] == {"arm64": "aarch64", "armhf": "armv7l"}[board.board.architecture]
+    assert seen["memory_bytes"] == [board.board.memory_bytes]
+    wanted = {"litert"} if board.board.architecture == "armhf" else {"litert", "onnxruntime", "reference"}
+    right = {way for way, (health, _) in seen["reaches"].items() if health == "ok"}
+    assert wanted <= right, seen["reaches"]
+    assert all(health == "ok" for health, _ in seen["reaches"].values()), seen["reaches"]
+    record(name, "probe", ", ".join(f"{way} {seen['backends'][way]['version']}" for way in sorted(wanted)))
+
+
+@each(*boards.names())
+@pytest.mark.parametrize("model", ["digits_i8.tflite", "digits_i8.onnx"])
+def test_an_int8_model_is_planned_and_right(on_board, record, name, model):
+    board = on_board(name)
+    if board.board.architecture == "armhf" and model.endswith(".onnx"):
+        refused = board.check("refusal", f"/work/product/edgert/data/{model}")
+        assert refused["kind"] == "MissingPackage"
+        assert "pip install" in refused["remedy"]
+        record(name, model, "refused: no reader, no runtime for 32 bits")
+        return
+    answer = board.check("digits", model)
+    assert answer["right"] == answer["of"]
+    assert not answer["degraded"]
+    distance = assert_as_golden(model, np.load(board.folder / "out/answers.npy"), answer["targets"])
+    record(name, model, f"{', '.join(answer['targets'])}: {_distance(distance)}")
+
+
+@each(*boards.names())
+def test_known_models_give_known_answers(on_board, record, name):
+    assert_known(on_board(name), "litert@*", record, "known models")
+
+
+@each(*boards.names())
+def test_a_killed_child_is_told_and_replaced(on_board, record, name):
+    answer = on_board(name).check("recovery")
+    assert answer["told"]["kind"] == "ChildDied"
+    assert "SIGKILL" in answer["told"]["message"]
+    assert answer["same"]
+    record(name, "kill -9 of a child", "told as ChildDied, next answer the same")
+
+
+@each("pi4", "pi2")
+def test_no_child_outlives_its_parent(on_board, record, name):
+    assert on_board(name).check("orphan")["gone"]
+    record(name, "kill -9 of the parent", "child gone too")
+
+
+# ---- other sets of packages
+
+
+@each("zero2w", "pi4", "pi5")
+def test_the_smallest_set_of_packages_is_exact(on_board, record, name):
+    board = on_board(name, "arm64-tflite-runtime")
+    answer = board.check("digits", "digits_i8.tflite")
+    assert answer["right"] == answer["of"]
+    assert assert_as_golden("digits_i8.tflite", np.load(board.folder / "out/answers.npy"), answer["targets"]) == 0
+    assert_known(board, "litert@*", record, "tflite-runtime")
+
+
+@each(*ARM64)
+def test_a_backend_that_dies_on_this_core_is_named_and_another_answers(on_board, record, name):
+    board = on_board(name, "arm64-control")
+    seen = board.check("probe")["backends"]["onnxruntime"]
+    if name in WITHOUT_DOT:
+        assert seen["version"] == ""
+        assert "died of SIGILL" in seen["reason"]
+    else:
+        assert (seen["version"], seen["reason"]) == ("1.21.0", "")
+    answer = board.check("digits", "digits_i8.tflite")
+    assert answer["right"] == answer["of"]
+    assert answer["targets"][0].startswith("litert")
+    record(name, "onnxruntime 1.21.0", "dies of SIGILL, LiteRT answers" if seen["reason"] else "usable")
+
+
+# ---- bad input and bad times
+
+
+@pytest.fixture(scope="module")
+def bundle_of_a_pi4(on_board):
+    """A bundle compiled on a Pi 4."""
+    board = on_board("pi4")
+    made = board.check("compile_bundle", "digits_i8.tflite")
+    assert made["architecture"] == "aarch64"
+    return board.folder / "out"
+
+
+@pytest.mark.xdist_group("pi4")
+def test_a_bundle_runs_where_it_was_made(on_board, record, bundle_of_a_pi4):
+    board = on_board("pi4", binds={bundle_of_a_pi4: "/work/models"})
+    answer = board.check("run_bundle", "/work/models/digits.edgert")
+    assert not answer["degraded"]
+    assert answer["readers"] == []
+    record("pi4", "own bundle", "runs, no reader of models loaded")
+
+
+@pytest.mark.xdist_group("pi4")
+def test_a_bundle_of_64_bits_answers_on_32_bits_as_a_fallback_that_says_why_or_is_refused(
+    on_board, record, bundle_of_a_pi4
+):
+    board = on_board("pi2", binds={bundle_of_a_pi4: "/work/models"})
+    refused = board.check("refusal", "/work/models/digits.edgert")
+    if refused["kind"]:
+        assert refused["kind"] == "ModelUnsupported"
+        words = refused["message"]
+    else:
+        answer = board.check("run_bundle", "/work/models/digits.edgert")
+        assert answer["degraded"]
+        words = answer["reason"]
+    assert "architecture: made for aarch64, here armv7l" in words
+    record("pi2", "bundle of a pi4", f"{refused['kind'] or 'degraded, with the reason'}")
+
+
+@pytest.mark.xdist_group("pi4")
+def test_a_cache_on_a_full_disk_is_refused_by_name(on_board, record):
+    board = on_board("pi4", tmpfs={"/work/cache": "4k"})
+    refused = board.check("refusal", "/work/product/edgert/data/digits_i8.tflite")
+    assert refused["kind"] == "CacheUnwritable"
+    assert "/work/cache" in refused["message"]
+    assert "space" in refused["remedy"]
+    record("pi4", "full disk", "CacheUnwritable")
+
+
+@pytest.mark.xdist_group("pi4")
+def test_a_read_only_root_needs_a_named_cache_or_none(on_board, record):
+    named = on_board("pi4", variables={"EDGERT_CACHE": "/var/edgert"})
+    refused = named.check("refusal", "/work/product/edgert/data/digits_i8.tflite")
+    assert refused["kind"] == "CacheUnwritable"
+    assert "Read-only file system" in refused["message"]
+    unnamed = on_board("pi4", variables={"EDGERT_CACHE": "", "XDG_CACHE_HOME": "/var/cache"})
+    answer = unnamed.check("digits", "digits_i8.tflite")
+    assert answer["right"] == answer["of"]
+    record("pi4", "read-only root", "runs without a cache; a cache asked for is CacheUnwritable")
+
+
+@pytest.mark.xdist_group("pi4")
+def test_a_clock_at_1970_changes_nothing(on_board, record, tmp_path):
+    faked = {
+        "QEMU_SET_ENV": "LD_PRELOAD=/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
+        "FAKETIME": "@1970-01-01 00:00:10",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+    board = on_board("pi4", variables=faked, folder=tmp_path)
+    answer = board.check("clock")
+    assert answer["year"] == 1970
+    assert answer["same"]
+    record("pi4", "clock at 1970", "loads, remembers, loads again")
