@@ -6,15 +6,17 @@ entry point group `edgert.backends` adds those of other packages. Nothing here i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from edgert.graph import Format, Value
 from edgert.machine import Device, Reach
 from edgert.profile import Precision, Target
-from edgert.tensor import Data
+from edgert.tensor import Array, Data, DType, dtype_of
 from edgert.transport.clock import Clock
 
 
@@ -30,6 +32,29 @@ class Source:
     outputs: tuple[Value, ...]
     precision: Precision
     """The model's own: 'i8' when it carries quantised arithmetic, else that of its floats."""
+
+
+class Place(Protocol):
+    """Gives the memory that an output is to be written to."""
+
+    def __call__(self, name: str, dtype: DType, shape: tuple[int, ...]) -> Array:
+        """A C-contiguous, writable array of just that type and shape. When it is asked again for a name, the array that
+        it gave before is not used.
+        """
+        ...
+
+
+@runtime_checkable
+class RunsInto(Protocol):
+    """A Runnable that can write its outputs to memory of the caller's choice, and reads inputs where they lie, also
+    read-only ones.
+    """
+
+    def run_into(self, inputs: Mapping[str, Data], place: Place) -> dict[str, Data]:
+        """As `Runnable.run`, but an output for which `place` was asked is the array that it gave. It is asked for
+        arrays of numbers only: text, sequences, maps and absent values come as from `run`.
+        """
+        ...
 
 
 class Runnable(Protocol):
@@ -125,3 +150,23 @@ class Backend(Protocol):
             MissingPackage: the library is not there.
         """
         ...
+
+
+def into(runnable: Runnable) -> Callable[[Mapping[str, Data], Place], dict[str, Data]]:
+    """The runnable's `run_into`; for one that has none its `run` and a copy of each array."""
+    if isinstance(runnable, RunsInto):
+        return runnable.run_into
+
+    def run_and_copy(inputs: Mapping[str, Data], place: Place) -> dict[str, Data]:
+        return {name: placed(name, value, place) for name, value in runnable.run(inputs).items()}
+
+    return run_and_copy
+
+
+def placed(name: str, value: Data, place: Place) -> Data:
+    """An array of numbers, copied to where it is to lie; anything else as it is."""
+    if not isinstance(value, np.ndarray) or dtype_of(value) == "string":
+        return value
+    array = place(name, dtype_of(value), value.shape)
+    np.copyto(array, value, casting="no")
+    return array

@@ -20,10 +20,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from edgert.devices.backend import Runnable, Source
+from edgert.devices.backend import Place, Runnable, Source, placed
 from edgert.devices.quiet import stderr_without
 from edgert.devices.words import SIMULATED, failed, installed, refused, unusable
-from edgert.errors import MissingPackage, PrepareRefused, UnknownTarget
+from edgert.errors import EdgertError, MissingPackage, PrepareRefused, UnknownTarget
 from edgert.graph import Quantization, Value
 from edgert.machine import Device, Reach
 from edgert.profile import Precision, Target
@@ -149,17 +149,36 @@ class Prepared:
         self._target = target
 
     def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
-        interpreter = self._interpreter
         try:
-            if any(cast("Array", inputs[port.name]).shape != port.shape for port in self._inputs):
-                self._resize(inputs)
-            interpreter.reset_all_variables()
-            for port in self._inputs:
-                interpreter.set_tensor(port.index, inputs[port.name])
-            interpreter.invoke()
-            return {port.name: _read(interpreter, port) for port in self._outputs}
+            self._invoke(inputs)
+            return {port.name: _read(self._interpreter, port) for port in self._outputs}
         except Exception as error:  # as in `prepare`
             raise failed(self._target, error) from error
+
+    def run_into(self, inputs: Mapping[str, Data], place: Place) -> dict[str, Data]:
+        """As `edgert.devices.backend.RunsInto`: one copy out of the interpreter's memory."""
+        try:
+            self._invoke(inputs)
+            return {port.name: self._read_into(port, place) for port in self._outputs}
+        except EdgertError:  # of `place`
+            raise
+        except Exception as error:  # as in `prepare`
+            raise failed(self._target, error) from error
+
+    def _invoke(self, inputs: Mapping[str, Data]) -> None:
+        interpreter = self._interpreter
+        if any(cast("Array", inputs[port.name]).shape != port.shape for port in self._inputs):
+            self._resize(inputs)
+        interpreter.reset_all_variables()
+        for port in self._inputs:
+            interpreter.set_tensor(port.index, inputs[port.name])
+        interpreter.invoke()
+
+    def _read_into(self, port: _Port, place: Place) -> Data:
+        if port.text:
+            return _read(self._interpreter, port)
+        # The view must be gone before the next run: the interpreter refuses to run while one is there.
+        return placed(port.name, self._interpreter.tensor(port.index)(), place)
 
     def close(self) -> None:
         self._interpreter = _Closed()

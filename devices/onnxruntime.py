@@ -17,7 +17,8 @@ from types import MappingProxyType
 from typing import Any
 
 from edgert.devices import ortvalues
-from edgert.devices.backend import Runnable, Source
+from edgert.devices.backend import Place, Runnable, Source, into
+from edgert.devices.ortbinding import Binding
 from edgert.devices.words import SIMULATED, failed, installed, refused, shortened, unusable
 from edgert.errors import EdgertError, MissingPackage, PrepareRefused, UnknownTarget
 from edgert.machine import Device, DeviceKind, Reach
@@ -177,6 +178,7 @@ class Plain:
         self.ran_on = ran_on
         self._session: Any = session
         self._run = session.run
+        self._binding: Binding | None = None
         self._names = names
         self._target = target
 
@@ -186,8 +188,19 @@ class Plain:
         except Exception as error:  # as in `prepare`
             raise failed(self._target, error) from error
 
+    def run_into(self, inputs: Mapping[str, Data], place: Place) -> dict[str, Data]:
+        """As `edgert.devices.backend.RunsInto`."""
+        try:
+            if self._binding is None:
+                self._binding = Binding(self._session or _closed())
+            return self._binding.run(inputs, place)
+        except EdgertError:  # of `place`
+            raise
+        except Exception as error:  # as in `prepare`
+            raise failed(self._target, error) from error
+
     def close(self) -> None:
-        self._session = None
+        self._session = self._binding = None
         self._run = _closed
 
 
@@ -207,11 +220,18 @@ class WithDefaults:
         self._making = threading.Lock()
 
     def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
+        return self._fit(inputs).run(inputs)
+
+    def run_into(self, inputs: Mapping[str, Data], place: Place) -> dict[str, Data]:
+        """As `edgert.devices.backend.RunsInto`."""
+        return into(self._fit(inputs))(inputs, place)
+
+    def _fit(self, inputs: Mapping[str, Data]) -> Runnable:
         if len(inputs) <= self._needed:
-            return self._fixed.run(inputs)
+            return self._fixed
         with self._making:
             self._open = self._open or self._make_open()
-        return self._open.run(inputs)
+        return self._open
 
     def close(self) -> None:
         self._fixed.close()

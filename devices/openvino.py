@@ -6,6 +6,7 @@ use to its makers: each of these is settled here, and the precision that it sett
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import sys
@@ -17,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from edgert.devices.backend import Runnable, Source
+from edgert.devices.backend import Place, Runnable, Source, placed
 from edgert.devices.words import SIMULATED, failed, installed, refused, unusable
 from edgert.errors import EdgertError, MissingPackage, PrepareRefused, UnknownTarget
 from edgert.graph import Value
@@ -155,30 +156,59 @@ class Prepared:
         self._shapes, self._known = checks
         self._narrowed = [(port.name, *_NARROWED[port.dtype]) for port in inputs if port.dtype in _NARROWED]
         self._reads = [(port.name, self._reader(port)) for port in outputs]
+        self._lendable = [
+            (port, self._request.get_output_tensor(port.index))
+            for port in outputs
+            if port.preset and port.dtype not in _CARRIED and 0 not in (port.shape or ())
+        ]
         # Asked to share a text, OpenVINO warns that it copies it; where warnings are errors that ends in a crash.
         self._share = all(port.dtype != "string" for port in outputs)
 
     def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
         try:
-            if self._shapes.open:
-                self._shapes.check(inputs)
-            for name, low, high in self._narrowed:
-                _check_fits(name, cast("Array", inputs[name]), low, high)
-            for name, view in self._fixed.items():
-                _copy(name, cast("Array", inputs[name]), view)
-            for port in self._others:
-                self._set(port, cast("Array", inputs[port.name]))
-            if len(inputs) > len(self._known):
-                _check_known(inputs, self._known)
-            if self._stateful:
-                self._request.reset_state()  # variables start at zero: runs do not depend on one another
-            self._request.infer(share_outputs=self._share)
+            self._infer(inputs)
             return {name: read() for name, read in self._reads}
         except Exception as error:  # as in `prepare`
             raise failed(self._target, error) from error
 
+    def run_into(self, inputs: Mapping[str, Data], place: Place) -> dict[str, Data]:
+        """As `edgert.devices.backend.RunsInto`."""
+        import openvino
+
+        request, lendable = self._request, self._lendable
+        given: dict[str, Data] = {}
+        try:
+            for port, _ in lendable:
+                array = given[port.name] = place(port.name, port.dtype, port.shape or ())
+                request.set_output_tensor(port.index, openvino.Tensor(array, shared_memory=True))
+            self._infer({name: _lent(value) for name, value in inputs.items()})
+            return {name: given[name] if name in given else placed(name, read(), place) for name, read in self._reads}
+        except EdgertError:  # of `place`
+            raise
+        except Exception as error:  # as in `prepare`
+            raise failed(self._target, error) from error
+        finally:
+            # `run` reads the request's own tensors; and who gave the memory may give it to somebody else.
+            for port, own in lendable[: len(given)]:
+                request.set_output_tensor(port.index, own)
+
+    def _infer(self, inputs: Mapping[str, Data]) -> None:
+        if self._shapes.open:
+            self._shapes.check(inputs)
+        for name, low, high in self._narrowed:
+            _check_fits(name, cast("Array", inputs[name]), low, high)
+        for name, view in self._fixed.items():
+            _copy(name, cast("Array", inputs[name]), view)
+        for port in self._others:
+            self._set(port, cast("Array", inputs[port.name]))
+        if len(inputs) > len(self._known):
+            _check_known(inputs, self._known)
+        if self._stateful:
+            self._request.reset_state()  # variables start at zero: runs do not depend on one another
+        self._request.infer(share_outputs=self._share)
+
     def close(self) -> None:
-        self._fixed, self._others, self._reads, self._narrowed = {}, [], [], []
+        self._fixed, self._others, self._reads, self._narrowed, self._lendable = {}, [], [], [], []
         self._shapes.open, self._request = [], _Closed()
 
     def _input_view(self, port: _Port) -> Array:
@@ -417,6 +447,16 @@ def _copy(name: str, value: Array, view: Array) -> None:
     if value.shape != view.shape:  # numpy would broadcast
         raise ValueError(f"input {name!r} has shape {value.shape}, prepared for {view.shape}")
     np.copyto(view, value, casting="no")
+
+
+def _lent(value: Data) -> Data:
+    """An array that OpenVINO will borrow: the same memory, said to be writable. OpenVINO does not write to inputs that
+    were set; in a slot of another process, which is mapped read-only, it could not.
+    """
+    if not isinstance(value, np.ndarray) or value.flags.writeable or not value.size or value.dtype.hasobject:
+        return value
+    memory = (ctypes.c_char * value.nbytes).from_address(value.__array_interface__["data"][0])
+    return cast("Array", np.frombuffer(cast("Any", memory), value.dtype)).reshape(value.shape)
 
 
 def _check_fits(name: str, value: Array, low: int, high: int) -> None:
