@@ -14,10 +14,11 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +292,14 @@ def _prepare(entry: Entry, row: Row, setting: _Setting) -> None:
         return
     entry.contender = _Copy(runnable) if len(cores) == 1 else _Together(remote, runnables, cores)
     entry.outcome, entry.reason = "ok", ""
+    entry.renew = partial(_renew, remote.close, lambda again: _prepare(again, row, setting))
     entry.prepare_s, entry.memory_bytes = runnable.prepare_s, resident_bytes(remote.pid)
+
+
+def _renew(end: Callable[[], None], prepare: Callable[[Entry], None], entry: Entry) -> None:
+    end()
+    entry.contender = None
+    prepare(entry)
 
 
 def _instances(plan: Plan, target: Target, device: Device) -> list[tuple[int, ...]]:
@@ -308,15 +316,20 @@ def _instances(plan: Plan, target: Target, device: Device) -> list[tuple[int, ..
 
 def _baseline(setting: _Setting) -> Entry:
     entry = Entry("onnxruntime, plain", "baseline")
+    _open_plain(entry, setting)
+    return entry
+
+
+def _open_plain(entry: Entry, setting: _Setting) -> None:
     child = setting.stack.enter_context(Child("edgert.devices.plain:Plain", name="plain onnxruntime"))
     try:
         body, _ = child.call("open", {"path": str(setting.file.path)}, timeout_s=PREPARE_LIMIT_S)
         entry.contender, entry.prepare_s = _Plain(child, setting.request), body["prepare_s"]
         entry.contender.visit(1, CALL_LIMIT_S)
         entry.memory_bytes = resident_bytes(child.pid)
+        entry.renew = partial(_renew, child.close, lambda again: _open_plain(again, setting))
     except EdgertError as error:
         entry.contender, entry.outcome, entry.reason = None, "refused", error.message
-    return entry
 
 
 def _report(path: Path, plan: Plan, entries: Sequence[Entry], outcome: Race) -> Report:
@@ -326,7 +339,7 @@ def _report(path: Path, plan: Plan, entries: Sequence[Entry], outcome: Race) -> 
     baseline = next((entry for entry in entries if entry.role == "baseline"), None)
     own_s = finals.get(chosen.name, ())
     ratios = {  # who failed half-way has no pairs for all rounds
-        name: paired_ratio(medians_s, own_s)
+        name: paired_ratio(medians_s, own_s, outcome.sessions)
         for name, medians_s in finals.items()
         if name != chosen.name and len(medians_s) == len(own_s)
     }

@@ -2,11 +2,14 @@
 
 A round visits every contender once, in random order; a visit is one discarded stretch of calls (the caches belong to
 whoever ran before) and then the timed calls, of which the median counts. Two contenders are compared by the ratio
-of their medians round by round: what slows the machine for a while slows both.
+of their medians round by round: what slows the machine for a while slows both. The final is run in several sessions,
+before each of which the finalists are prepared anew in new processes: two identical processes differ for as long as
+they live, so what was seen in one says little about the next.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import statistics
@@ -26,8 +29,10 @@ VISIT_S = 0.02
 """Timed calls of one visit last at least this long, as far as the call's own length allows."""
 HEATS = 0.4
 """Part of the time that goes to the heats."""
+SESSIONS = 4
+"""Of the final."""
 LEAST_HEATS, LEAST_FINALS = 3, 12
-"""Rounds that are run even when the time is over."""
+"""Rounds that are run even when the time is over; those of the final are shared by its sessions."""
 HOPELESS, TOO_SLOW = 20.0, 4.0
 """A candidate that needs so many times the fastest's time leaves the heats after the first round, after the second."""
 
@@ -65,6 +70,8 @@ class Entry:
     times_s: list[float] = field(default_factory=list)
     medians_s: list[float] = field(default_factory=list)
     """Of each round."""
+    renew: Callable[[Entry], None] | None = None
+    """Puts a contender of a new process in the place of this one, or None with the reason; None where it stays."""
 
     def take_part(self, visit_s: float) -> None:
         """One visit: as many calls as fit into `visit_s`, at least three of a quick target and one of a slow one."""
@@ -101,17 +108,30 @@ def race(entries: Sequence[Entry], seconds: float, rng: random.Random, tell: Pro
     rivals = [entry for entry in ready if entry.role == "candidate" and entry.contender is not None]
     rival = min(rivals, key=lambda entry: statistics.median(entry.medians_s), default=None)
     finalists = [entry for entry in ready if entry.role != "candidate" or entry is rival]
+    finals, sessions = _final(finalists, (1 - HEATS) * seconds, rng, tell)
+    return Race(rival, finals, sessions, time.perf_counter() - start_s)
+
+
+def _final(
+    finalists: Sequence[Entry], seconds: float, rng: random.Random, tell: Progress
+) -> tuple[dict[str, list[float]], tuple[int, ...]]:
+    """Round medians of each, and how many rounds each session had; renewing costs none of the time."""
     before = {entry.name: len(entry.medians_s) for entry in finalists}
-    rounds = 0
-    while any(entry.contender is not None for entry in finalists) and (
-        rounds < LEAST_FINALS or time.perf_counter() - start_s < seconds
-    ):
-        spent = (time.perf_counter() - start_s) / seconds if seconds else 1.0
-        tell(f"final round {rounds + 1}", HEATS + (1 - HEATS) * min(spent, rounds / LEAST_FINALS, 1.0))
-        play_round(finalists, rng)
-        rounds += 1
-    finals = {entry.name: entry.medians_s[before[entry.name] :] for entry in finalists}
-    return Race(rival, finals, time.perf_counter() - start_s)
+    sessions: list[int] = []
+    for session in range(SESSIONS):
+        if session:
+            for entry in finalists:
+                if entry.renew is not None and entry.contender is not None:
+                    entry.renew(entry)
+        end_s, rounds = time.perf_counter() + seconds / SESSIONS, 0
+        while any(entry.contender is not None for entry in finalists) and (
+            rounds < LEAST_FINALS // SESSIONS or time.perf_counter() < end_s
+        ):
+            tell(f"final, session {session + 1} of {SESSIONS}", HEATS + (1 - HEATS) * session / SESSIONS)
+            play_round(finalists, rng)
+            rounds += 1
+        sessions.append(rounds)
+    return {entry.name: entry.medians_s[before[entry.name] :] for entry in finalists}, tuple(sessions)
 
 
 def _keeps_up(entry: Entry, limit_s: float) -> bool:
@@ -136,20 +156,28 @@ class Race:
     rival: Entry | None
     finals: Mapping[str, Sequence[float]]
     """Round medians of the finalists, by name."""
+    sessions: tuple[int, ...]
+    """Rounds of each session, in order."""
     seconds: float
 
 
-def paired_ratio(first_s: Sequence[float], second_s: Sequence[float]) -> Interval:
+def paired_ratio(first_s: Sequence[float], second_s: Sequence[float], sessions: Sequence[int] = ()) -> Interval:
     """The ratio first / second, round by round: exp of the mean log ratio, with Student's 95% interval of that mean.
 
     Args:
         first_s: median of each round, in seconds.
         second_s: the same rounds of the other; as many, at least 3.
+        sessions: numbers of consecutive rounds that the same two processes ran. Three or more, and the means of the
+            sessions are what varies: rounds of one session share its luck.
     """
     logs = [math.log(first / second) for first, second in zip(first_s, second_s, strict=True)]
+    rounds = len(logs)
+    if len(sessions) >= 3:
+        ends = list(itertools.accumulate(sessions))
+        logs = [statistics.fmean(logs[end - count : end]) for end, count in zip(ends, sessions, strict=True)]
     mean = statistics.fmean(logs)
     half = student_975(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(logs))
+    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half), rounds)
 
 
 def inverse(interval: Interval) -> Interval:

@@ -107,6 +107,30 @@ def test_the_final_has_rounds_of_its_own_and_only_finalists():
     assert len({len(medians) for medians in outcome.finals.values()}) == 1
 
 
+def test_finalists_are_renewed_before_each_session_but_the_first():
+    entries = _field(Weather())
+    renewed = []
+    for entry in entries:
+        entry.renew = lambda again: renewed.append(again.name)
+    outcome = race(entries, 0.0, random.Random(1))
+    assert renewed == ["chosen", "near"] * 3
+    assert sum(outcome.sessions) == len(outcome.finals["chosen"])
+
+
+def test_luck_of_whole_sessions_widens_the_interval():
+    """Two equal programs, one of which is 1.5x slower in two sessions of four: rounds alone would swear to a loss."""
+    base = [1.0, 1.01, 0.99] * 4
+    other = [*[1.5, 1.52, 1.49] * 2, *base[6:]]
+    assert paired_ratio(other, base).low > 1.02
+    assert paired_ratio(other, base, [3, 3, 3, 3]).low < 1.0
+
+
+def test_sessions_that_agree_keep_the_interval_narrow():
+    base = [1.0, 1.01, 0.99] * 4
+    interval = paired_ratio([1.3 * each for each in base], base, [3, 3, 3, 3])
+    assert (interval.low, interval.high) == pytest.approx((1.3, 1.3), rel=1e-6)
+
+
 def test_a_hopeless_candidate_is_visited_once_and_a_slow_one_twice():
     entries = _field(Weather())
     race(entries, 0.0, random.Random(1))
