@@ -263,27 +263,37 @@ class Waits(Right):
         return super().prepare(source, target, device, cache)
 
 
+HEAVY = frozenset({"MatMul", "Conv", "Gemm", "CONV_2D", "FULLY_CONNECTED"})
+
+
 class Genuine(Right):
-    """Runs any ONNX model, through ONNX Runtime; the ones below refuse some ops, get some wrong, or take their time."""
+    """Runs any model, through its format's own library; the ones below refuse some ops, get some wrong, or take their
+    time: a declared one, so that which of them is faster is no question of the machine.
+    """
 
     name = "genuine"
     refused = frozenset()
     wrong = frozenset()
     late_s = 0.0
-    """For each MatMul."""
+    """For each op of `HEAVY`."""
+    numerics = {"onnx": "onnxruntime", "tflite": "litert"}  # noqa: RUF012 - nobody changes it
+
+    def targets(self, source, device, variant, threads):
+        return tuple(Target(self.name, device.id, source.precision, count) for count in self.threads)
 
     def prepare(self, source, target, device, cache=None):
-        import onnx  # here: the others start faster without
+        from edgert.devices import backend  # here: the others start faster without
+        from edgert.formats import open_model
 
-        from edgert.devices import backend
-
-        nodes = [node.op_type for node in onnx.load(source.path).graph.node]
+        nodes = [node.op for node in open_model(source.path).graph.nodes]
         ops = set(nodes)
         if ops & self.refused:
             raise PrepareRefused(f"foreign: {min(ops & self.refused)} is not known.", target=str(target))
         cpu = dataclasses.replace(device, id="cpu:0", kind="cpu")
-        inner = backend("onnxruntime").prepare(source, Target("onnxruntime", "cpu:0", "f32", 1), cpu)
-        return Tampered(inner, bool(ops & self.wrong), self.late_s * nodes.count("MatMul"))
+        library = self.numerics[source.format]
+        own = Target(library, "cpu:0", source.precision, 0 if library == "reference" else 1)
+        inner = backend(library).prepare(source, own, cpu)
+        return Tampered(inner, bool(ops & self.wrong), self.late_s * sum(op in HEAVY for op in nodes))
 
 
 class Tampered:
@@ -293,8 +303,8 @@ class Tampered:
 
     def run(self, inputs):
         time.sleep(self.late_s)
-        factor = np.float32(1.05 if self.wrong else 1)
-        return {name: array * factor for name, array in self.inner.run(inputs).items()}
+        outputs = self.inner.run(inputs)
+        return {name: array * np.float32(1.05) for name, array in outputs.items()} if self.wrong else outputs
 
     def close(self):
         self.inner.close()
@@ -310,6 +320,45 @@ class Crawls(Genuine):
 class Swift(Genuine):
     name = "swift"
     refused = frozenset({"Tanh"})
+
+
+class Blunt(Genuine):
+    """Fast at all that is heavy, and does not know how a classifier ends."""
+
+    name = "blunt"
+    refused = frozenset({"Softmax", "SOFTMAX"})
+
+
+class Trudges(Genuine):
+    """Takes everything, slowly enough for any machine to see."""
+
+    name = "trudges"
+    late_s = 0.05
+
+
+class Rowwise(Genuine):
+    """Takes its time for each row: best at few of them."""
+
+    name = "rowwise"
+
+    def prepare(self, source, target, device, cache=None):
+        made = super().prepare(source, target, device, cache)
+        run = made.run
+
+        def slowed(inputs):
+            time.sleep(0.01 * len(inputs["x"]))
+            return run(inputs)
+
+        made.run = slowed
+        return made
+
+
+class Plods(Genuine):
+    """Takes what only the evaluator takes, and as slowly."""
+
+    name = "plods"
+    numerics = {"onnx": "reference"}  # noqa: RUF012 - as above
+    late_s = 0.2
 
 
 class Drags(Genuine):
@@ -330,6 +379,6 @@ BY_NAME = {
     for kind in (
         Right, CrashesInPrepare, HangsInPrepare, DiesInRace, HalfDies, Nan, OffByOnePercent, WrongShape, WrongDtype,
         NoOutput, WantsTooMuch, KilledForMemory, Slow, Refuses, Throws, Fickle, Picky, Fussy, DiesOnDemand, Lonely,
-        Marks, Waits, Genuine, Crawls, Swift, Drags, Bends,
+        Marks, Waits, Genuine, Crawls, Swift, Blunt, Trudges, Rowwise, Plods, Drags, Bends,
     )
 }  # fmt: skip
