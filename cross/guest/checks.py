@@ -174,23 +174,12 @@ def clock() -> Any:
     return {"year": time.gmtime().tm_year, "same": bool(np.array_equal(*answers)), "plan": plan}
 
 
-def resident(backend: str, path: str) -> Any:
-    """Resident memory of the guest after one inference, see `_guest_resident_bytes`."""
-    from edgert.devices import backend as library
-    from edgert.devices.backend import Source
-    from edgert.profile import Target
-
-    with np.load("/work/known/feed.npz") as arrays:
-        feed = dict(arrays)
-    sketch = json.loads(Path("/work/known/signature.json").read_text(encoding="utf-8"))
-    from edgert.plan import value_from_json
-
-    inputs, outputs = (tuple(value_from_json(item) for item in sketch[side]) for side in ("inputs", "outputs"))
-    source = Source(Path(path), sketch["format"], inputs, outputs, sketch["precision"])
-    runnable = library(backend).prepare(source, Target(backend, "cpu:0", source.precision, 1), cpu.discover()[0])
-    empty = _guest_resident_bytes()
-    runnable.run(feed)
-    return {"before_run_bytes": empty, "bytes": _guest_resident_bytes()}
+def resident(path: str, target: str) -> Any:
+    """Resident memory of the guest after one inference on a plan that an earlier load made; see below for how."""
+    with edgert.load(path, budget_s=BUDGET_S, targets=[target]) as model:
+        model.run({value.name: np.zeros(value.shape, value.dtype) for value in model.inputs})
+        return {"bytes": _guest_resident_bytes(), "targets": [str(item) for item in model.plan.targets],
+                "readers": sorted({"onnx", "onnx_ir", "ortools"} & set(sys.modules))}  # fmt: skip
 
 
 def _guest_resident_bytes() -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from cross import board as boards
 from cross.golden import GOLDEN, KNOWN
+from cross.sysroot import cache
 
 ARM64 = tuple(name for name in boards.names() if boards.load(name).architecture == "arm64")
 WITHOUT_DOT = ("pi3", "pi4", "zero2w")
@@ -152,6 +153,40 @@ def test_a_backend_that_dies_on_this_core_is_named_and_another_answers(on_board,
     assert answer["right"] == answer["of"]
     assert answer["targets"][0].startswith("litert")
     record(name, "onnxruntime 1.21.0", "dies of SIGILL, LiteRT answers" if seen["reason"] else "usable")
+
+
+# ---- memory
+
+
+@each("pi4")
+@pytest.mark.parametrize(
+    ("target", "file", "most_mb"),
+    [("litert@*", "known", 90), ("onnxruntime@*", "zoo", 120)],
+)
+def test_an_int8_mobilenet_leaves_room_on_a_small_board(on_board, record, int8_mobilenet, name, target, file, most_mb):
+    """Resident pages of the guest, counted in QEMU's smaps where the guest's own maps are."""
+    path, binds = int8_mobilenet(file)
+    board = on_board(name, binds=binds)
+    board.check("resident", path, target)  # plans; the next finds the plan
+    seen = board.check("resident", path, target)
+    assert seen["readers"] == []
+    megabytes = seen["bytes"] / 1e6
+    assert 15 < megabytes <= most_mb
+    record(name, f"resident, INT8 MobileNetV2, {target.partition('@')[0]}", f"{megabytes:.0f} MB")
+
+
+@pytest.fixture
+def int8_mobilenet(known_models):
+    """Where a board finds it: the .tflite of EDGERT_MODELS, or the zoo's .onnx."""
+
+    def find(kind):
+        if kind == "known":
+            return "/work/known/mobilenet_v2_1.0_224_quant.tflite", {}
+        zoo = pytest.importorskip("bench.zoo", reason="the zoo is built with onnx")
+        built = zoo.build("mobilenet_v2", "i8", cache() / "zoo")
+        return f"/work/models/{built.name}", {built.parent: "/work/models"}
+
+    return find
 
 
 # ---- bad input and bad times
