@@ -173,10 +173,7 @@ class Pipeline:
         self._closed = False
         self._remotes: list[Remote] = []
         self._workers: ThreadPoolExecutor | None = None
-        self.verified = frozenset(row.target for row in plan.candidates if plan.verification.verified and row.errors)
-        """Targets whose numbers were compared with the reference; the reference itself among them."""
-        if plan.verification.reference == "onnx":
-            self.verified |= {target for target in plan.fallbacks if target.backend == "reference"}
+        self.verified = verified_targets(plan)
         self._ladder = (plan.targets, *((target,) for target in plan.fallbacks))
         """Targets of each rung: those of the plan's segments, then for the whole model."""
         self._temporary: TemporaryDirectory[str] | None = None
@@ -367,6 +364,14 @@ class Pipeline:
     def _check_open(self) -> None:
         if self._closed:
             raise Closed(f"the model {self._source.path.name} was closed.", "Load it again.")
+
+
+def verified_targets(plan: Plan) -> frozenset[Target]:
+    """Targets whose numbers were compared with the reference; the reference itself among them."""
+    found = {row.target for row in plan.candidates if plan.verification.verified and row.errors}
+    if plan.verification.reference == "onnx":
+        found |= {target for target in plan.fallbacks if target.backend == "reference"}
+    return frozenset(found)
 
 
 def _typed(error: Exception, target: Target) -> RunFailed:

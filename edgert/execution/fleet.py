@@ -1,0 +1,428 @@
+"""The executors of this process, and the one loop that talks to them.
+
+Everything that changes is changed in the loop's thread: `post` brings work there. So each message, end of a process,
+passed limit and new request is met one after another, and no request can be answered twice.
+
+| what happened | seen by | at once |
+|---|---|---|
+| a process ended | its pidfd, in a thread that waits for nothing else | yes |
+| a run takes too long | the heartbeat that says how long it runs | limit + one heartbeat |
+| a process was stopped | three heartbeats are missing and the kernel says so | 3 heartbeats |
+| a process (or box) is silent | nothing was heard for `Member.lapse_s` | that |
+| a preparation hangs | no answer within its limit | limit |
+| garbage | whoever reads it | yes |
+
+An executor is shared by all models of the process that use its device.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Protocol
+
+from edgert import errors
+from edgert.devices.host import source_to_json
+from edgert.errors import Closed, EdgertError, PrepareRefused
+from edgert.execution.events import EventKind, Events
+from edgert.execution.limits import Limits
+from edgert.execution.mail import Mail, fresh_endpoint
+from edgert.execution.member import Held, Member, Order, Place, kill, watch
+from edgert.machine import Device
+from edgert.transport.child import Child
+from edgert.transport.messages import (
+    Bye,
+    Call,
+    Done,
+    Failed,
+    Free,
+    Heartbeat,
+    Message,
+    Prepare,
+    Prepared,
+    Refused,
+    Welcome,
+)
+
+_log = logging.getLogger(__name__)
+_MOST_FAILURES = 3
+"""Lives that may end over preparing one segment, before it is refused for good."""
+
+
+class Customer(Protocol):
+    """Who uses members: a pipeline. Called in the loop, must not block."""
+
+    def ready(self, member: Member, name: str) -> None:
+        """A segment was prepared there."""
+        ...
+
+    def refused(self, member: Member, name: str, error: EdgertError) -> None:
+        """A segment will not be prepared there."""
+        ...
+
+    def lost(self, member: Member, kind: EventKind, reason: str) -> None:
+        """The member is gone, with all that it had prepared and taken."""
+        ...
+
+    def done(self, answer: Done) -> None:
+        """A part of an answer to one of its requests."""
+        ...
+
+    def failed(self, answer: Failed) -> None:
+        """One of its requests failed at an executor that lives."""
+        ...
+
+
+class Fleet:
+    """Executors by place. One a process (`shared`), but for tests."""
+
+    def __init__(self, limits: Limits | None = None, transport: str = "ipc") -> None:
+        self.limits = limits or Limits()
+        self.events = Events()
+        self._mail = Mail.bound(fresh_endpoint(transport))
+        self._life = random.getrandbits(63)
+        self._who = f"pipelines of process {os.getpid()}"
+        self._members: dict[Place, Member] = {}
+        self._customers: dict[str, Customer] = {}
+        """Name of a segment -> who ordered it."""
+        self._requests: dict[int, Customer] = {}
+        self._numbers = itertools.count(random.getrandbits(30) << 32)
+        self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._asked: dict[int, tuple[Member, str, int]] = {}
+        self._workers: list[threading.Thread] = []
+        self._closed = False
+        self._looked_s = time.monotonic()
+        self._thread = threading.Thread(target=self._loop, name="edgert fleet", daemon=True)
+        self._thread.start()
+
+    @property
+    def endpoint(self) -> str:
+        """Where executors answer."""
+        return self._mail.endpoint
+
+    @property
+    def mail(self) -> Mail:
+        """Of the loop: for calls from the loop alone."""
+        return self._mail
+
+    def post(self, work: Callable[[], None]) -> None:
+        """From any thread: have the loop do something soon."""
+        self._posted.put(work)
+        if threading.current_thread() is not self._thread:
+            self._mail.wake()
+
+    def after(self, seconds: float, work: Callable[[], None]) -> None:
+        """From the loop: do something later."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), work))
+
+    def apart(self, work: Callable[[], None]) -> None:
+        """Do what may block in a thread of its own."""
+        thread = threading.Thread(target=work, name="edgert fleet worker", daemon=True)
+        self._workers = [each for each in self._workers if each.is_alive()]
+        self._workers.append(thread)
+        thread.start()
+
+    def request(self, customer: Customer) -> int:
+        """A new request's number; from the loop."""
+        number = next(self._numbers)
+        self._requests[number] = customer
+        return number
+
+    def over(self, number: int) -> None:
+        """A request was answered; what still comes for it is thrown away."""
+        self._requests.pop(number, None)
+
+    def order(self, place: Place, device: Device, order: Order, customer: Customer) -> Member:
+        """Have a segment prepared at a place, now and after every restart; from the loop."""
+        member = self._members.get(place)
+        if member is None:
+            member = self._members[place] = Member(place, device, self.limits)
+            self._start(member)
+        self._customers[order.name] = customer
+        member.held[order.name] = held = Held(order)
+        if member.up:
+            self._ask(member, held)
+        return member
+
+    def release(self, member: Member, name: str) -> None:
+        """A segment is not needed any more; an executor that holds none is ended. From the loop."""
+        self._customers.pop(name, None)
+        member.held.pop(name, None)
+        if member.up:
+            number = next(self._numbers)
+            self._mail.send(member.endpoint, Call(number, "release", {"segments": [name], "reply": self.endpoint}))
+        if not member.held and self._members.pop(member.place, None) is not None:
+            self._end(member)
+
+    def fault(self, member: Member, kind: EventKind, reason: str) -> None:
+        """Give a member up: kill what is left of it, tell who used it, and try it again later. From the loop."""
+        if member.state in ("down", "closed"):
+            return
+        now_s = time.monotonic()
+        if member.started_s and now_s - member.started_s > self.limits.calm_s:
+            member.faults = 0
+        member.faults += 1
+        for held in member.held.values():
+            held.failures += held.asked_s is not None
+            held.ready, held.asked_s, held.runs, held.outstanding = False, None, 0, 0
+        member.state, member.reason = "down", reason
+        self.events.add(kind, f"{member.place}: {reason}", device=member.device.id)
+        for customer in {id(each): each for each in self._users(member)}.values():
+            customer.lost(member, kind, reason)
+        self._put_away(member)
+        wait_s = self.limits.backoff(member.faults)
+        _log.info("%s is tried again in %.1f s", member.place, wait_s)
+        self.after(wait_s, lambda: self._start(member))
+
+    def close(self) -> None:
+        """End all executors. Harmless twice."""
+        done = threading.Event()
+
+        def work() -> None:
+            self._closed = True
+            for member in list(self._members.values()):
+                self._end(member)
+            self._members.clear()
+            done.set()
+
+        if self._thread.is_alive():
+            self.post(work)
+            done.wait()
+            self._thread.join()
+            for worker in self._workers:
+                worker.join()
+
+    # The loop ------------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while not self._closed:
+            message = self._mail.receive(self._patience_s())
+            while message is not None:
+                self._guard(partial(self._take, message))
+                message = self._mail.receive(0.0)
+            while not self._posted.empty():
+                self._guard(self._posted.get())
+            now_s = time.monotonic()
+            while self._timers and self._timers[0][0] <= now_s:
+                self._guard(heapq.heappop(self._timers)[2])
+            self._look_after(now_s)
+        self._mail.close()
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """A fault of ours in one place must not end the loop, which all requests wait for."""
+        try:
+            work()
+        except Exception:  # noqa: BLE001 - whatever it is, the other requests must go on
+            _log.exception("a fault in edgert: the loop of the executors goes on")
+
+    def _patience_s(self) -> float | None:
+        if not self._posted.empty():
+            return 0.0
+        soonest_s = self._timers[0][0] - time.monotonic() if self._timers else None
+        if any(member.up for member in self._members.values()):
+            tick_s = self.limits.heartbeat_s
+            soonest_s = tick_s if soonest_s is None else min(soonest_s, tick_s)
+        return None if soonest_s is None else max(0.0, soonest_s)
+
+    def _look_after(self, now_s: float) -> None:
+        """Judge every member by its heartbeats, once in a while."""
+        gap_s = now_s - self._looked_s
+        if gap_s < self.limits.heartbeat_s / 2:
+            return
+        self._looked_s = now_s
+        for member in list(self._members.values()):
+            if not member.up:
+                continue
+            if gap_s > 4 * self.limits.heartbeat_s:
+                # We did not look (a busy or suspended machine): silence of that time proves nothing about others.
+                member.heard_s += gap_s - self.limits.heartbeat_s
+            complaint = member.complaint(now_s)
+            if complaint is not None:
+                self.fault(member, *complaint)
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Done() | Failed():
+                customer = self._requests.get(message.request)
+                if customer is None:
+                    self._mail.discard(message)  # late: its request was answered otherwise
+                elif isinstance(message, Done):
+                    customer.done(message)
+                else:
+                    customer.failed(message)
+            case Heartbeat():
+                self._heard(message)
+            case Free():
+                self._mail.freed(message)
+            case Welcome():
+                self._welcome(message)
+            case Prepared(request) | Refused(request):
+                self._answered(request, message)
+            case Bye(_, life, reason):
+                for member in self._members.values():
+                    if member.life == life:
+                        self.fault(member, "drained", reason)
+            case _:
+                self._mail.odd(message)
+
+    def _heard(self, beat: Heartbeat) -> None:
+        for member in self._members.values():
+            if member.life == beat.life and member.up:
+                member.heard_s, member.beat = time.monotonic(), beat
+                for name, (runs, mean_s) in beat.facts.get("segments", {}).items():
+                    held = member.held.get(name)
+                    if held is not None:
+                        held.runs, held.mean_s = int(runs), float(mean_s)
+
+    def _users(self, member: Member) -> list[Customer]:
+        return [self._customers[name] for name in member.held if name in self._customers]
+
+    # Life of a member ----------------------------------------------------------------------------------------------
+
+    def _start(self, member: Member) -> None:
+        """Spawn it, or greet the one that somebody else started."""
+        if self._closed or member.state == "closed" or member.state in ("starting", "up"):
+            return
+        member.state, member.beat, member.life = "starting", None, 0
+        generation = member.started_s = time.monotonic()
+        if member.place.endpoint:
+            self._greet(member, member.place.endpoint, 0)
+        else:
+            endpoint = fresh_endpoint(member.place.transport)
+            process = Child(member.place.service, name=str(member.place))
+            member.process = process
+
+            def work() -> None:
+                try:
+                    body, _ = process.call(
+                        "serve", {"device": asdict(member.device), "endpoint": endpoint}, timeout_s=self.limits.start_s
+                    )
+                except EdgertError as error:
+                    message = error.message
+                    self.post(lambda: self._lost_life(member, generation, message))
+                else:
+                    self.post(lambda: self._spawned(member, generation, process, str(body["endpoint"])))
+
+            self.apart(work)
+        self.after(self.limits.start_s, lambda: self._late(member, generation))
+
+    def _spawned(self, member: Member, generation: float, process: Child, endpoint: str) -> None:
+        if member.started_s != generation or member.process is not process:
+            return
+
+        def gone() -> None:
+            words = process.ending().message
+            self.post(lambda: self._lost_life(member, generation, words))
+
+        watch(process.pid, gone)
+        self._greet(member, endpoint, process.pid)
+
+    def _greet(self, member: Member, endpoint: str, pid: int) -> None:
+        member.endpoint, member.pid = endpoint, pid
+        facts = {"heartbeat_s": self.limits.heartbeat_s}
+        self._mail.send(endpoint, self._mail.hello(self._who, self._life, facts))
+
+    def _welcome(self, message: Welcome) -> None:
+        for member in self._members.values():
+            if member.endpoint != message.endpoint or member.state != "starting":
+                continue
+            member.state, member.life, member.heard_s = "up", message.life, time.monotonic()
+            self.events.add("started", f"{member.place}, process {message.pid}", device=member.device.id)
+            for held in member.held.values():
+                self._ask(member, held)
+
+    def _late(self, member: Member, generation: float) -> None:
+        if member.state == "starting" and member.started_s == generation:
+            self.fault(member, "lost", f"it did not answer within {self.limits.start_s:.0f} s of its start")
+
+    def _lost_life(self, member: Member, generation: float, reason: str) -> None:
+        if member.started_s == generation:
+            self.fault(member, "lost", reason)
+
+    def _ask(self, member: Member, held: Held) -> None:
+        order = held.order
+        if held.failures >= _MOST_FAILURES:
+            reason = f"{order.target}: {held.failures} executors in a row ended while they prepared it."
+            refusal = PrepareRefused(reason, "Look at `edgert probe --refresh`.", target=str(order.target))
+            self._customers[order.name].refused(member, order.name, refusal)
+            return
+        held.asked_s = time.monotonic()
+        number = next(self._numbers)
+        self._asked[number] = (member, order.name, member.life)
+        facts: dict[str, Any] = {
+            "source": source_to_json(order.source), "target": str(order.target), "device": asdict(order.device),
+            "cache": order.cache, "model": order.model, "reply": self.endpoint,
+        }  # fmt: skip
+        self._mail.send(member.endpoint, Prepare(number, order.name, facts))
+
+    def _answered(self, request: int, answer: Prepared | Refused) -> None:
+        member, name, life = self._asked.pop(request, (None, "", 0))
+        held = member.held.get(name) if member is not None else None
+        if member is None or held is None or life != member.life or name not in self._customers:
+            return
+        held.asked_s = None
+        if isinstance(answer, Prepared):
+            held.ready, held.failures = True, 0
+            self._customers[name].ready(member, name)
+        else:
+            self._customers[name].refused(member, name, errors.from_json(answer.error))
+
+    def _put_away(self, member: Member) -> None:
+        """Kill what is left, and let a thread wait for its end."""
+        if member.endpoint:
+            self._mail.drop(member.endpoint)
+        rest = kill(member)
+        member.life, member.pid, member.beat, member.endpoint = 0, 0, None, ""
+        self._asked = {number: asked for number, asked in self._asked.items() if asked[0] is not member}
+        if rest is not None:
+            self.apart(rest)
+
+    def _end(self, member: Member) -> None:
+        if member.up and member.place.endpoint:
+            self._mail.send(member.endpoint, Bye(self._who, self._life, "closed"))
+        member.state = "closed"
+        self._put_away(member)
+
+
+_shared: Fleet | None = None
+_users = 0
+_lock = threading.Lock()
+
+
+def shared() -> Fleet:
+    """The fleet of this process, made for the first who asks; each who asked calls `give_back` once."""
+    global _shared, _users  # noqa: PLW0603 - one registry a process is the point
+    with _lock:
+        if _shared is None:
+            _shared = Fleet()
+        _users += 1
+        return _shared
+
+
+def give_back(fleet: Fleet) -> None:
+    """The caller needs it no more; the last one ends it."""
+    global _shared, _users  # noqa: PLW0603 - as in `shared`
+    with _lock:
+        if fleet is not _shared:
+            fleet.close()
+            return
+        _users -= 1
+        if _users:
+            return
+        _shared = None
+    fleet.close()
+
+
+def closed(name: str) -> Closed:
+    """The error of a request to something that was closed."""
+    return Closed(f"the model {name} was closed.", "Load it again.")

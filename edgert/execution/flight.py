@@ -1,0 +1,87 @@
+"""A request under way, and the future that its caller holds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from edgert.errors import EdgertError
+from edgert.execution.member import Member
+from edgert.execution.ways import Way
+from edgert.tensor import Data
+
+Answer = TypeVar("Answer")
+Stand: TypeAlias = Literal["waiting", "flying", "reserve", "over"]
+_callbacks = ThreadPoolExecutor(1, thread_name_prefix="edgert callbacks")
+
+
+class Promise(Future[Answer]):
+    """A future that can be cancelled until it is answered, and whose callbacks hold up no other request."""
+
+    def __init__(self, called_off: Callable[[], None]) -> None:
+        super().__init__()
+        self._called_off = called_off
+
+    def cancel(self) -> bool:
+        """Call the request off, wherever it is; False when it was answered already."""
+        cancelled = super().cancel()
+        if cancelled:
+            self._called_off()
+        return cancelled
+
+    def add_done_callback(self, fn: Callable[[Future[Answer]], object]) -> None:
+        """As `Future.add_done_callback`; runs in a thread of edgert's that answers nothing else."""
+        super().add_done_callback(lambda future: _callbacks.submit(fn, future))
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """Belongs to the fleet's loop."""
+
+    number: int
+    inputs: Mapping[str, Data]
+    promise: Promise[Any] | None
+    """None for a trial, whose answer goes to nobody."""
+    finish: Callable[..., Any]
+    """Makes the caller's result of a `Made`."""
+    priority: int = 0
+    deadline_s: float | None = None
+    """On `time.monotonic()`."""
+    given_s: float = 0.0
+    """Seconds that the caller gave it; 0 when it has no deadline."""
+    started_s: float = field(default_factory=time.monotonic)
+    attempt: int = -1
+    stand: Stand = "waiting"
+    way: Way | None = None
+    chosen: tuple[Member, ...] = ()
+    sent_s: float = 0.0
+    outputs: dict[str, Data] = field(default_factory=dict)
+    tried: list[Way] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    """Why earlier attempts gave no answer."""
+    errors: list[tuple[Way, tuple[Member, ...], EdgertError]] = field(default_factory=list)
+    """Ways that failed on it while their executors lived, and what they said."""
+    trial: Member | None = None
+    """The member that this is a trial of."""
+
+    @property
+    def over(self) -> bool:
+        return self.stand == "over"
+
+
+class Count:
+    """A number that several threads change."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.value = 0
+
+    def add(self, change: int) -> int:
+        """The new value."""
+        with self._lock:
+            self.value += change
+            return self.value

@@ -1,0 +1,209 @@
+"""What one process says and hears: its inbox, an outbox to each peer, and the shared memory behind large values.
+
+An array goes into a slot of this process's own pool when its reader is on the same system, and into the message when
+it is small, when the reader is elsewhere or could not map it, or when the pool is full: the last two are counted and
+logged, since they cost speed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgert.errors import Closed, Overloaded, SharedMemoryError, TransportError
+from edgert.tensor import Data
+from edgert.transport.messages import Carried, Descriptor, Done, Free, Hello, Message, Work
+from edgert.transport.shm import Pool, Reader
+from edgert.transport.sockets import Inbox, Outbox, host_id
+
+_log = logging.getLogger(__name__)
+_SMALL_BYTES = 2048
+"""An array of so few bytes is copied faster than a slot is found."""
+_CONNECT_S = 0.5
+"""For the first message to a peer, which listens already when its endpoint is told."""
+_numbers = itertools.count()
+
+
+class Mail:
+    """Thread-safe, but for `receive`, which belongs to one thread."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self.endpoint = inbox.endpoint
+        self._inbox = inbox
+        self._outboxes: dict[str, Outbox] = {}
+        self._new: set[str] = set()
+        """Peers that nothing was sent to yet."""
+        self._lock = threading.Lock()
+        self._pool = Pool()
+        self._reader = Reader()
+        self._apart: set[str] = set()
+        """Readers that cannot map this process's memory."""
+        self.counts: Counter[str] = Counter()
+        """What is out of the ordinary, by name."""
+
+    @classmethod
+    def bound(cls, endpoint: str) -> Mail:
+        """Listening at an endpoint.
+
+        Raises:
+            EndpointError: nothing can listen there.
+        """
+        return cls(Inbox(endpoint))
+
+    def hello(self, who: str, life: int, facts: Mapping[str, Any]) -> Hello:
+        """The first word to a peer."""
+        return Hello(who, self.endpoint, os.getpid(), host_id(), life, facts)
+
+    def receive(self, wait_s: float | None) -> Message | None:
+        """The next message; None when `wait_s` passed first (None: no limit) or somebody called `wake`."""
+        received = self._inbox.receive(None if wait_s is None else time.monotonic() + wait_s)
+        return None if received is None else received.message
+
+    def wake(self) -> None:
+        """End a `receive` that waits. From any thread or signal handler."""
+        self._inbox.wake()
+
+    def send(self, endpoint: str, message: Message) -> None:
+        """Send, or count and log that it could not be: whoever waits for an answer has a limit of its own."""
+        try:
+            outbox = self._outboxes.get(endpoint)
+            if outbox is None or endpoint in self._new:
+                outbox = self.reach(endpoint)
+                outbox.ready(time.monotonic() + _CONNECT_S)
+                self._new.discard(endpoint)
+            outbox.send(message)
+        except (TransportError, Overloaded, Closed) as error:
+            self._note("unsent", f"{type(message).__name__} to {endpoint}: {error.message}")
+
+    def reach(self, endpoint: str) -> Outbox:
+        """Start to connect to a peer, so that the first message need not wait for it."""
+        with self._lock:
+            outbox = self._outboxes.get(endpoint)
+            if outbox is None:
+                outbox = self._outboxes[endpoint] = Outbox(endpoint)
+                self._new.add(endpoint)
+            return outbox
+
+    def drop(self, endpoint: str) -> None:
+        """A peer is gone: close what leads to it, and take back what it would have read."""
+        with self._lock:
+            outbox = self._outboxes.pop(endpoint, None)
+            self._new.discard(endpoint)
+        if outbox is not None:
+            outbox.close()
+        self._pool.reclaim(endpoint)
+        self._apart.discard(endpoint)
+
+    def place(self, reader: str, values: Mapping[str, Data]) -> tuple[str, dict[str, Carried]]:
+        """Values as a message to `reader` carries them, and where their slots are to be given back ('': no slots)."""
+        if reader.startswith("tcp:") or reader in self._apart:
+            return "", dict(values)
+        home, carried = "", dict[str, Carried]()
+        for name, value in values.items():
+            carried[name] = value
+            if isinstance(value, np.ndarray) and value.nbytes > _SMALL_BYTES and value.dtype != object:
+                try:
+                    carried[name] = self._pool.put(value, (reader,), deadline_s=0.0)
+                    home = self.endpoint
+                except (Overloaded, SharedMemoryError) as error:
+                    self._note("inline", error.message)
+        return home, carried
+
+    def view(self, descriptor: Descriptor) -> Data:
+        """The array in place, read-only; see `shm.Reader.view`."""
+        return self._reader.view(descriptor)
+
+    def check(self, values: Mapping[str, Carried]) -> None:
+        """After use: see `shm.Reader.check`."""
+        descriptors = [value for value in values.values() if isinstance(value, Descriptor)]
+        if descriptors:
+            self._reader.check(*descriptors)
+
+    def release(self, home: str, values: Mapping[str, Carried]) -> None:
+        """Tell the owner of these values that they were read."""
+        slots = tuple(value.slot for value in values.values() if isinstance(value, Descriptor))
+        if home and slots:
+            self.send(home, Free(self.endpoint, slots))
+
+    def freed(self, message: Free) -> None:
+        """A reader released slots of ours."""
+        self._pool.release(message.reader, *message.slots)
+
+    def spare(self, endpoint: str) -> None:
+        """A reader cannot map our memory: its values go in the messages from now on."""
+        if endpoint not in self._apart:
+            self._apart.add(endpoint)
+            self._note("apart", f"{endpoint} cannot map our memory: values are sent as bytes.")
+
+    def discard(self, message: Work | Done | Message) -> None:
+        """Nobody waits for this any more; give its slots back."""
+        self.counts["late"] += 1
+        if isinstance(message, Work | Done):
+            self.release(message.home, message.values)
+
+    def odd(self, message: Message) -> None:
+        """A message that nobody sends here on purpose."""
+        self._note("odd", f"a {type(message).__name__} that makes no sense here was dropped.")
+
+    def used_bytes(self) -> int:
+        """Of shared memory, in slots that are being written or read."""
+        return self._pool.used_bytes
+
+    def close(self) -> None:
+        """Close everything. Harmless twice."""
+        with self._lock:
+            outboxes, self._outboxes = list(self._outboxes.values()), {}
+        for outbox in outboxes:
+            outbox.close()
+        self._inbox.close()
+        self._reader.forget()
+        self._pool.close()
+
+    def _note(self, name: str, text: str) -> None:
+        self.counts[name] += 1
+        if self.counts[name] in (1, 10, 100, 1000, 10_000):  # a fault that repeats must not fill the disk
+            _log.warning("%s (seen %d times): %s", name, self.counts[name], text)
+
+
+def open_values(mail: Mail, values: Mapping[str, Carried], *, copy: bool = False) -> dict[str, Data]:
+    """The values themselves.
+
+    Args:
+        mail: with which they came.
+        values: as a message carries them.
+        copy: whether they outlive their slots. Else call `Mail.check` after use.
+
+    Raises:
+        StaleSlot, SharedMemoryError: a slot cannot be read, or was given to somebody else.
+    """
+    opened: dict[str, Data] = {}
+    for name, value in values.items():
+        if not isinstance(value, Descriptor):
+            opened[name] = value
+        elif copy:
+            array = mail.view(value)
+            assert isinstance(array, np.ndarray)
+            opened[name] = array.copy()
+        else:
+            opened[name] = mail.view(value)
+    if copy:
+        mail.check(values)
+    return opened
+
+
+def fresh_endpoint(transport: str) -> str:
+    """One that nobody else of this process uses."""
+    number = next(_numbers)
+    if transport == "ipc":
+        return "ipc://*"
+    if transport == "inproc":
+        return f"inproc://edgert.{os.getpid()}.{number}"
+    return "tcp://127.0.0.1:*"

@@ -1,0 +1,197 @@
+"""One executor as its caller sees it: spawned or found, what it has prepared, when it was last heard of."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from edgert.devices.backend import Source
+from edgert.execution.limits import Limits
+from edgert.machine import Device
+from edgert.profile import Target
+from edgert.transport.child import Child
+from edgert.transport.messages import Heartbeat
+
+SERVICE = "edgert.execution.executor:Hosted"
+Transport: TypeAlias = Literal["ipc", "tcp", "inproc"]
+State: TypeAlias = Literal["starting", "up", "down", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What names an executor: the same place is the same executor, whatever model asks."""
+
+    device: str
+    """Device id."""
+    cores: tuple[int, ...] = ()
+    """Logical CPUs that are its own; empty when it does not keep to any."""
+    endpoint: str = ""
+    """Where one listens that somebody else started; '' for one to spawn."""
+    transport: Transport = "ipc"
+    """Of one to spawn; `inproc` is a thread of this process."""
+    service: str = SERVICE
+    """Of one to spawn: what its child runs."""
+
+    def __str__(self) -> str:
+        cores = f" on cores {','.join(map(str, self.cores))}" if self.cores else ""
+        return f"executor of {self.device}{cores}{f' at {self.endpoint}' if self.endpoint else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A segment that an executor shall hold."""
+
+    name: str
+    """Unique among all that this process asks for."""
+    source: Source
+    target: Target
+    device: Device
+    model: str
+    """Whose share of the device its runs are charged to."""
+    cache: str
+    """Folder for what backends compile; '' for none."""
+    measured_s: float
+    """Of one run, when the plan was made; 0 when unknown."""
+    prepared_s: float
+    """What preparing took, when the plan was made; 0 when unknown."""
+
+
+@dataclass(slots=True)
+class Held:
+    """A segment at a member."""
+
+    order: Order
+    ready: bool = False
+    """Prepared in this life."""
+    asked_s: float | None = None
+    """When the order went out, if no answer came yet."""
+    failures: int = 0
+    """Lives that ended, or hung, while they prepared it."""
+    runs: int = 0
+    """In this life, as the last heartbeat said."""
+    mean_s: float = 0.0
+    """Of a run, as the last heartbeat said; 0 before the first."""
+    outstanding: int = 0
+    """Requests under way whose route leads through it."""
+
+    def saw(self, run_s: float) -> None:
+        """The first run of this life is over; later ones are in the heartbeats."""
+        if not self.runs:
+            self.runs, self.mean_s = 1, run_s
+
+    def expected_s(self) -> float:
+        """Time of a run, as far as known."""
+        return max(self.mean_s, self.order.measured_s)
+
+    def prepare_limit_s(self, limits: Limits) -> float:
+        """When preparing it counts as hung."""
+        return limits.prepare_s + limits.prepare_factor * self.order.prepared_s
+
+    def limit_s(self, limits: Limits) -> float:
+        """When a run of it counts as hung."""
+        hang_s = limits.hang_s(self.expected_s())
+        return hang_s if self.runs else max(hang_s, limits.first_run_s)
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One executor. Everything but the process itself belongs to the fleet's loop."""
+
+    place: Place
+    device: Device
+    limits: Limits
+    state: State = "down"
+    process: Child | None = None
+    endpoint: str = ""
+    life: int = 0
+    pid: int = 0
+    heard_s: float = 0.0
+    """`time.monotonic()` of its last message."""
+    beat: Heartbeat | None = None
+    started_s: float = 0.0
+    faults: int = 0
+    """In a row, without a calm time between."""
+    held: dict[str, Held] = field(default_factory=dict)
+    reason: str = ""
+    """Why it is down."""
+
+    @property
+    def up(self) -> bool:
+        return self.state == "up"
+
+    def load_s(self) -> float:
+        """Time that the requests under way will keep it busy, as far as known."""
+        return sum(held.outstanding * held.expected_s() for held in self.held.values())
+
+    def lapse_s(self) -> float:
+        """Silence of so many seconds is a fault."""
+        longest_s = max((held.limit_s(self.limits) for held in self.held.values() if held.outstanding), default=0.0)
+        preparing_s = max(
+            (held.prepare_limit_s(self.limits) for held in self.held.values() if held.asked_s is not None),
+            default=0.0,
+        )
+        return max(self.limits.lapse_s, longest_s, preparing_s)
+
+    def complaint(self, now_s: float) -> tuple[Literal["hung", "stopped"], str] | None:
+        """What is wrong with it, judged by its heartbeats; None when nothing is."""
+        silent_s = now_s - self.heard_s
+        if self.beat is not None:
+            for run in self.beat.running:
+                held = self.held.get(run.segment)
+                if held is not None and run.for_s > (limit_s := held.limit_s(self.limits)):
+                    return "hung", (
+                        f"a run of {held.order.target} took {run.for_s:.2f} s, beyond its limit of {limit_s:.2f} s"
+                    )
+        for held in self.held.values():
+            limit_s = held.prepare_limit_s(self.limits)
+            if held.asked_s is not None and now_s - held.asked_s > limit_s:
+                return "hung", f"preparing {held.order.target} took more than {limit_s:.0f} s"
+        if silent_s > 3 * self.limits.heartbeat_s and self.pid and _is_stopped(self.pid):
+            return "stopped", f"process {self.pid} was stopped (SIGSTOP or a debugger)"
+        if silent_s > self.lapse_s():
+            return "stopped", f"nothing was heard of process {self.pid} for {silent_s:.2f} s"
+        return None
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether the kernel holds a process of this box stopped."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] in ("T", "t")
+
+
+def kill(member: Member) -> Callable[[], None] | None:
+    """SIGKILL it at once, and return what is left to do: reaping and closing, in a thread that may wait."""
+    process, member.process = member.process, None
+    if process is None:
+        return None
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+    return process.close
+
+
+def watch(pid: int, gone: Callable[[], None]) -> None:
+    """Call `gone`, in a thread of its own, when a process of this box has ended. It need not be a child."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        gone()
+        return
+
+    def wait() -> None:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll()
+        os.close(descriptor)
+        gone()
+
+    threading.Thread(target=wait, name=f"watch {pid}", daemon=True).start()

@@ -1,0 +1,159 @@
+"""A way to answer through executors: a plan's segments, or the whole model on one of its fallbacks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edgert.execution.fleet import Fleet
+from edgert.execution.member import Held, Member, Order, Place
+from edgert.execution.routes import Stage
+from edgert.machine import Device
+from edgert.profile import Target
+from edgert.transport.messages import Leg, Route, Send
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A segment to be held by one or several executors."""
+
+    order: Order
+    """With the name that all of them know it by."""
+    inputs: tuple[str, ...]
+    places: tuple[tuple[Place, Device], ...]
+    """One for each instance."""
+
+
+@dataclass(slots=True, eq=False)
+class Way:
+    """Belongs to the fleet's loop."""
+
+    wanted: tuple[Wanted, ...]
+    stages: tuple[Stage, ...]
+    outputs: tuple[str, ...]
+    own: bool = False
+    """Whether it is the plan's own, and no fallback."""
+    members: list[list[Member]] = field(default_factory=list)
+    """Of each segment, one for each instance."""
+    trusted: set[tuple[int, int]] = field(default_factory=set)
+    """(segment, life of a member) that may answer: prepared, and where there was something to try it on, tried."""
+    refused: dict[tuple[int, str], str] = field(default_factory=dict)
+    """(segment, place) -> why it will never be prepared there."""
+    routes: dict[tuple[object, ...], int] = field(default_factory=dict)
+    barred: str = ""
+    """Why it must not be used any more, such as numbers that drift; '' when it may."""
+    under_way: int = 0
+    """Requests that it works on."""
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return tuple(each.order.target for each in self.wanted)
+
+    @property
+    def name(self) -> str:
+        return " and ".join(map(str, self.targets))
+
+    def held(self, index: int, member: Member) -> Held | None:
+        """What a member holds of a segment."""
+        return member.held.get(self.wanted[index].order.name)
+
+    def index(self, name: str) -> int | None:
+        """Of the segment of that name."""
+        return next((number for number, each in enumerate(self.wanted) if each.order.name == name), None)
+
+    def ready(self, index: int) -> list[Member]:
+        """Members that have prepared a segment."""
+        return [
+            member for member in self.members[index] if member.up and (held := self.held(index, member)) and held.ready
+        ]
+
+    def usable(self) -> bool:
+        """Whether every segment has a member that may answer."""
+        return bool(self.members) and not self.barred and all(map(self._trusted, range(len(self.wanted))))
+
+    def hopeless(self) -> str:
+        """Why it cannot be used, ever; '' when it can, or may yet."""
+        if self.barred:
+            return self.barred
+        for index, wanted in enumerate(self.wanted):
+            reasons = [self.refused.get((index, str(place))) for place, _ in wanted.places]
+            if all(reasons):
+                return f"{wanted.order.target}: {reasons[0]}"
+        return ""
+
+    def pick(self, *, trying: Member | None = None) -> tuple[Member, ...] | None:
+        """A member for each segment, the least loaded; None when some segment has none.
+
+        Args:
+            trying: a member that was not trusted yet, to be used where it can; the others may be untrusted too.
+        """
+        chosen = []
+        for index in range(len(self.wanted)):
+            able = self.ready(index) if trying is not None else self._trusted(index)
+            if not able:
+                return None
+            chosen.append(trying if trying in able else min(able, key=Member.load_s))
+        return tuple(chosen)
+
+    def bottleneck_s(self) -> float:
+        """Time of the longest segment, over its instances."""
+        return max(
+            max((held.expected_s() for member in members if (held := self.held(index, member))), default=0.0)
+            / max(1, len(members))
+            for index, members in enumerate(self.members)
+        )
+
+    def total_s(self) -> float:
+        """Time of a request that meets no other."""
+        return sum(
+            max((held.expected_s() for member in members if (held := self.held(index, member))), default=0.0)
+            for index, members in enumerate(self.members)
+        )
+
+    def limit_s(self) -> float:
+        """Sum of the hang limits of all segments."""
+        return sum(
+            max((held.limit_s(member.limits) for member in members if (held := self.held(index, member))), default=0.0)
+            for index, members in enumerate(self.members)
+        )
+
+    def route(self, fleet: Fleet, chosen: Sequence[Member], absent: frozenset[str]) -> int:
+        """The number of a route through these members, told to them when it is new.
+
+        Args:
+            fleet: whose executors they are.
+            chosen: a member for each segment.
+            absent: inputs of the model that the request leaves out.
+        """
+        key = (tuple(member.life for member in chosen), absent)
+        number = self.routes.get(key)
+        if number is None:
+            number = self.routes[key] = random.getrandbits(63)
+            legs: dict[str, list[Leg]] = {}
+            for index, stage in enumerate(self.stages):
+                legs.setdefault(chosen[index].endpoint, []).append(self._leg(index, stage, fleet, chosen, absent))
+            for endpoint, own in legs.items():
+                fleet.mail.send(endpoint, Route(number, tuple(own)))
+        return number
+
+    def forget(self, member: Member, life: int) -> None:
+        """A life of a member is over: nothing of it is trusted, and routes through it lead nowhere."""
+        self.trusted = {each for each in self.trusted if each[1] != life}
+        for key in [key for key in self.routes if isinstance(key[0], tuple) and life in key[0]]:
+            del self.routes[key]
+
+    def _trusted(self, index: int) -> list[Member]:
+        return [member for member in self.ready(index) if (index, member.life) in self.trusted]
+
+    def _leg(
+        self, index: int, stage: Stage, fleet: Fleet, chosen: Sequence[Member], absent: frozenset[str]
+    ) -> Leg:  # fmt: skip
+        sends = [
+            Send(chosen[sink].endpoint, self.wanted[sink].order.name, names) for sink, names in stage.feeds
+        ]  # fmt: skip
+        if stage.gives:
+            sends.append(Send(fleet.endpoint, "", stage.gives))
+        wanted = self.wanted[index]
+        inputs = tuple(name for name in wanted.inputs if name not in absent)
+        return Leg(wanted.order.name, inputs, tuple(sends), fleet.endpoint)

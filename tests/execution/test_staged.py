@@ -1,0 +1,265 @@
+"""Plans through executors: what they answer, and what happens when executors fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from edgert.devices.backend import Source
+from edgert.errors import Closed, DeadlineExceeded, DeviceLost, Overloaded, RunFailed
+from edgert.execution.fleet import Fleet
+from edgert.execution.limits import Limits
+from edgert.execution.start import start
+from edgert.formats import open_model
+from edgert.machine import Device
+from edgert.plan import Instance, Plan, Segment, Verification
+from edgert.profile import OutputError, Row, Target
+from tests.conftest import open_descriptors
+
+GPU = Device("gpu:0", "gpu", "a device on paper", 0, driver="1.0")
+NPU = Device("npu:0", "npu", "another one", 0, driver="1.0")
+PATIENT = Limits(fewest_hang_s=5.0, lapse_s=5.0, backoff_s=0.01)
+"""A loaded machine is no fault; what hangs is tested with a limit of its own."""
+
+
+def target(name):
+    backend, _, device = name.partition("@")
+    return Target(backend, device or "cpu:0", "f32")
+
+
+@pytest.fixture
+def begin(line, machine_of, foreign):
+    """Starts a pipeline for targets in the order of their ladder; ended with the test."""
+    made = []
+
+    def begin(*names, limits=PATIENT):
+        graph = open_model(line).graph
+        machine = machine_of(*names, devices=(GPU, NPU))
+        first, *fallbacks = [target(name) for name in names]
+        plan = Plan(
+            "digest", machine.fingerprint, {}, "latency", "own", "onnx", "f32", graph.inputs, graph.outputs,
+            (Segment(first),), (Instance(0),), fallbacks=tuple(fallbacks), verification=Verification("onnx"),
+            candidates=(Row(first, "ok", errors=(OutputError("y", 0.0, 0, 99.0, True),)),),
+        )  # fmt: skip
+        source = Source(line, "onnx", graph.inputs, graph.outputs, "f32")
+        made.append(start(plan, source, machine, fleet=Fleet(limits)))
+        return made[-1]
+
+    yield begin
+    for pipeline in made:
+        pipeline.close()
+
+
+@pytest.fixture
+def happens():
+    """Waits until a pipeline's log holds an event of that kind; returns it."""
+
+    def wait(pipeline, kind, count=1, timeout_s=60):
+        seen = threading.Event()
+        found = []
+
+        def look(_event=None):
+            found[:] = [event for event in pipeline.events() if event.kind == kind]
+            if len(found) >= count:
+                seen.set()
+
+        end = pipeline.events.listen(look)
+        look()
+        assert seen.wait(timeout_s), pipeline.events()
+        end()
+        return found[count - 1]
+
+    return wait
+
+
+def pid_of(pipeline, device="gpu:0"):
+    return next(member.pid for member in pipeline._fleet._members.values() if member.place.device == device)
+
+
+def test_an_executor_answers_from_a_process_of_its_own(begin, x):
+    pipeline = begin("right@gpu:0", "onnxruntime")
+    made = pipeline.run({"x": x})
+    assert np.array_equal(made.outputs["y"], 2 * x + 1)
+    assert (made.target, made.reason) == (target("right@gpu:0"), "")
+    assert pid_of(pipeline) not in (0, os.getpid())
+
+
+def test_a_killed_executor_loses_no_request_and_comes_back(begin, x, happens):
+    pipeline = begin("right@gpu:0", "onnxruntime")
+    pipeline.run({"x": x})
+    pid = pid_of(pipeline)
+    os.kill(pid, signal.SIGKILL)
+    made = pipeline.run({"x": x})
+    assert np.array_equal(made.outputs["y"], 2 * x + 1)
+    happens(pipeline, "restored")
+    made = pipeline.run({"x": x})
+    assert (made.target, made.reason) == (target("right@gpu:0"), "")
+    assert pid_of(pipeline) not in (0, pid)
+
+
+def test_an_executor_that_dies_during_a_request_loses_none(begin, x):
+    pipeline = begin("dies_on_demand@gpu:0", "onnxruntime")
+    fatal = np.full((1, 4), 666, np.float32)
+    made = pipeline.run({"x": fatal})
+    assert np.array_equal(made.outputs["y"], 2 * fatal + 1)
+    assert made.target == target("onnxruntime")
+    assert "SIGKILL" in made.reason
+
+
+def test_an_executor_that_hangs_during_a_request_is_replaced(begin, happens):
+    pipeline = begin("dies_on_demand@gpu:0", "onnxruntime", limits=Limits(fewest_hang_s=0.5, first_run_s=0.5))
+    fatal = np.full((1, 4), 999, np.float32)
+    made = pipeline.run({"x": fatal})
+    assert np.array_equal(made.outputs["y"], 2 * fatal + 1)
+    assert made.target == target("onnxruntime")
+    assert "nothing was heard" in made.reason  # the library holds the interpreter, so no heartbeat comes
+
+
+def test_a_stopped_executor_is_replaced(begin, x, happens):
+    pipeline = begin("right@gpu:0", "onnxruntime")
+    pid = pid_of(pipeline)
+    os.kill(pid, signal.SIGSTOP)
+    made = pipeline.run({"x": x})
+    assert np.array_equal(made.outputs["y"], 2 * x + 1)
+    assert made.target == target("onnxruntime")
+    assert "was stopped" in made.reason
+    happens(pipeline, "restored")
+    assert pid_of(pipeline) != pid
+
+
+@pytest.mark.parametrize("name", ["wrong_shape", "wrong_dtype", "no_output"])
+def test_what_cannot_be_an_answer_is_never_passed_on(begin, x, name):
+    pipeline = begin(f"{name}@gpu:0", "onnxruntime")
+    made = pipeline.run({"x": x})
+    assert np.array_equal(made.outputs["y"], 2 * x + 1)
+    assert made.target == target("onnxruntime")
+    assert "garbage" in made.reason
+
+
+def test_inputs_that_every_target_refuses_are_an_error_and_change_nothing(begin, x):
+    pipeline = begin("picky@gpu:0", "fussy")
+    with pytest.raises(RunFailed, match="9 rows are too many"):
+        pipeline.run({"x": np.zeros((9, 4), np.float32)})
+    made = pipeline.run({"x": x})
+    assert (made.target, made.reason) == (target("picky@gpu:0"), "")
+
+
+def test_a_request_that_one_target_refuses_is_answered_by_the_next_and_the_first_stays(begin, x, happens):
+    pipeline = begin("picky@gpu:0", "onnxruntime")
+    pipeline.run({"x": x})
+    many = np.zeros((9, 4), np.float32)
+    made = pipeline.run({"x": many})
+    assert np.array_equal(made.outputs["y"], 2 * many + 1)
+    assert made.target == target("onnxruntime")
+    assert "9 rows are too many" in made.reason
+    happens(pipeline, "restored")  # tried on a request that it took before
+    assert pipeline.run({"x": x}).target == target("picky@gpu:0")
+
+
+def test_a_second_device_answers_before_the_last_resort(begin, happens):
+    pipeline = begin("dies_on_demand@gpu:0", "right@npu:0", "onnxruntime")
+    happens(pipeline, "ready", 2)
+    fatal = np.full((1, 4), 666, np.float32)
+    made = pipeline.run({"x": fatal})
+    assert np.array_equal(made.outputs["y"], 2 * fatal + 1)
+    assert made.target == target("right@npu:0")
+
+
+@pytest.mark.parametrize("name", ["refuses@gpu:0", "throws@gpu:0", "crashes_in_prepare@gpu:0", "no_such_backend@gpu:0"])
+def test_a_target_that_does_not_prepare_is_passed_over(begin, x, name):
+    pipeline = begin(name, "onnxruntime")
+    made = pipeline.run({"x": x})
+    assert made.target == target("onnxruntime")
+    assert made.reason
+
+
+def test_without_any_way_the_error_has_each_ones_reason(begin):
+    with pytest.raises(DeviceLost, match="Mul is not known") as caught:
+        begin("refuses@gpu:0")
+    assert "no fallback on a CPU" in caught.value.message
+
+
+def test_several_requests_are_under_way_and_each_gets_its_own_answer(begin):
+    pipeline = begin("right@gpu:0", "onnxruntime")
+    inputs = [np.full((2, 4), mark, np.float32) for mark in range(100)]
+    futures = [pipeline.submit({"x": each}, lambda made: made.outputs["y"]) for each in inputs]
+    for each, future in zip(inputs, futures, strict=True):
+        assert np.array_equal(future.result(60), 2 * each + 1)
+
+
+def test_too_many_requests_are_refused_at_once(begin, x):
+    pipeline = begin("slow@gpu:0", "onnxruntime", limits=Limits(waiting=8, fewest_hang_s=5.0, lapse_s=5.0))
+    futures = [pipeline.submit({"x": x}, lambda made: made.outputs["y"]) for _ in range(8)]
+    with pytest.raises(Overloaded, match="8 requests wait already") as caught:
+        pipeline.submit({"x": x}, lambda made: made)
+    assert caught.value.waiting == 8
+    assert all(np.array_equal(future.result(60), 2 * x + 1) for future in futures)
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_or_ends_the_request(begin, x):
+    pipeline = begin("slow@gpu:0", "onnxruntime")
+    with pytest.raises(DeadlineExceeded) as caught:
+        pipeline.submit({"x": x}, lambda made: made, deadline_s=0.001).result(60)
+    assert caught.value.deadline_s == 0.001
+    pipeline.run({"x": x})
+    futures = [pipeline.submit({"x": x}, lambda made: made) for _ in range(100)]  # 20 ms each
+    with pytest.raises(Overloaded, match="the deadline is in"):
+        pipeline.submit({"x": x}, lambda made: made, deadline_s=0.1)
+    assert all(future.result(60) for future in futures)
+
+
+def test_a_cancelled_request_is_not_answered_and_others_are(begin, x):
+    pipeline = begin("slow@gpu:0", "onnxruntime")
+    futures = [pipeline.submit({"x": x}, lambda made: made.outputs["y"]) for _ in range(8)]
+    assert futures[5].cancel()
+    assert futures[5].cancelled()
+    for number, future in enumerate(futures):
+        if number != 5:
+            assert np.array_equal(future.result(60), 2 * x + 1)
+    assert not futures[0].cancel()
+
+
+def test_a_higher_priority_goes_first(begin, x):
+    pipeline = begin("slow@gpu:0", "onnxruntime")
+    order = []
+    futures = [
+        pipeline.submit({"x": x}, lambda made, mark=mark: order.append(mark), priority=int(mark == 30))
+        for mark in range(31)
+    ]
+    for future in futures:
+        future.result(60)
+    assert order.index(30) < 10
+
+
+def test_a_closed_pipeline_refuses_and_leaves_nothing_behind(begin, x):
+    begin("right@gpu:0", "onnxruntime").close()  # imports what a first start imports
+    before = open_descriptors()
+    pipeline = begin("right@gpu:0", "onnxruntime")
+    pid = pid_of(pipeline)
+    pipeline.run({"x": x})
+    futures = [pipeline.submit({"x": x}, lambda made: made.outputs["y"]) for _ in range(4)]
+    pipeline.close()
+    pipeline.close()
+    assert all(np.array_equal(future.result(0), 2 * x + 1) for future in futures)
+    with pytest.raises(Closed):
+        pipeline.run({"x": x})
+    with pytest.raises(Closed):
+        pipeline.submit({"x": x}, lambda made: made)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert open_descriptors() <= before
+
+
+def test_arrays_of_a_result_are_never_overwritten(begin):
+    pipeline = begin("right@gpu:0", "onnxruntime")
+    many = np.arange(4000, dtype=np.float32).reshape(1000, 4)  # large enough for shared memory
+    first = pipeline.run({"x": many}).outputs["y"]
+    kept = first.copy()
+    second = pipeline.run({"x": many + 1}).outputs["y"]
+    assert np.array_equal(first, kept)
+    first[...] = 0
+    assert np.array_equal(second, 2 * (many + 1) + 1)
