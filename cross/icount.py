@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,9 +177,12 @@ def main() -> None:
         sys.stderr.write(f"icount: {error}\n")
         sys.exit(3)
     table: dict[str, int] = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {}
-    counts = count_all(options.board)
+    counts: dict[str, int] = {}
+    for found in count_all(options.board):
+        counts |= found
+        if options.write:  # as it comes: a board takes minutes
+            TABLE.write_text(json.dumps(dict(sorted({**table, **counts}.items())), indent=2) + "\n", encoding="utf-8")
     if options.write:
-        TABLE.write_text(json.dumps(dict(sorted({**table, **counts}.items())), indent=2) + "\n", encoding="utf-8")
         return
     wrong = compare(counts, table)
     for line in wrong:
@@ -188,8 +191,8 @@ def main() -> None:
     sys.exit(1 if wrong else 0)
 
 
-def count_all(boards: Sequence[str]) -> dict[str, int]:
-    """The rows of these boards, two boards side by side."""
+def count_all(boards: Sequence[str]) -> Iterator[dict[str, int]]:
+    """The rows of these boards, one set of packages after another, two of them counted side by side."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         files = models(folder)
@@ -200,8 +203,7 @@ def count_all(boards: Sequence[str]) -> dict[str, int]:
             if environment != "arm64-control"
         ]
         with ThreadPoolExecutor(2) as pool:
-            found = list(pool.map(lambda task: count(task[0], task[1], folder, task[2]), tasks))
-    return {key: value for counts in found for key, value in counts.items()}
+            yield from pool.map(lambda task: count(task[0], task[1], folder, task[2]), tasks)
 
 
 if __name__ == "__main__":
