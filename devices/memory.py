@@ -70,12 +70,14 @@ def give_back() -> None:
 
 @cache
 def _malloc_trim() -> Any:
-    """glibc's malloc_trim(3); None with another C library."""
+    """Glibc's malloc_trim(3); None with another C library."""
     return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
-def read_ahead(path: Path) -> None:
-    """Have the kernel read a file into its cache while something else runs; the cache is nobody's resident memory."""
+def read_ahead(path: Path, offset: int = 0, length: int = 0) -> None:
+    """Have the kernel read a file, or a part of it, into its cache while something else runs; the cache is nobody's
+    resident memory. A length of 0 is all that follows.
+    """
     if not hasattr(os, "posix_fadvise"):
         return
     try:
@@ -83,7 +85,7 @@ def read_ahead(path: Path) -> None:
     except OSError:  # whoever needs the file will say what is wrong with it
         return
     try:
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(handle, offset, length, os.POSIX_FADV_WILLNEED)
     finally:
         os.close(handle)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,7 +78,9 @@ class Prepared:
             raise failed(self._target, error) from error
 
     def close(self) -> None:
-        self._evaluator = None
+        if self._evaluator is not None:
+            self._evaluator = None
+            gc.collect()  # its nodes refer to one another in circles: their weights would stay until somebody collects
 
 
 def _made(evaluator: Any, path: Path) -> Any:

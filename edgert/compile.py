@@ -26,6 +26,7 @@ class Wishes(TypedDict, total=False):
     precision: str
     targets: Sequence[str] | None
     budget_s: float
+    memory_limit_bytes: int | None
     cache_dir: Path | None
     progress: Callable[[str, float], None] | None
 
@@ -66,6 +67,11 @@ def plan_model(
         raise OptionError(f"{model} is a bundle already.", "Give the model that it was made from.")
     here = store.folder(wishes.get("cache_dir"))
     if profile is not None:
+        if wishes.get("memory_limit_bytes") is not None:
+            raise OptionError(
+                "a memory limit was given, but what segments hold is not in a profile.",
+                "Plan on the machine itself, without a profile.",
+            )
         machine = machine or probing.probe(cache_dir=here, progress=wishes.get("progress"))
         wish = wish_of(wishes.get("objective", "latency"), wishes.get("precision", "own"), wishes.get("tolerance"),
                        wishes.get("targets"))  # fmt: skip

@@ -93,6 +93,20 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class Controls:
+    """Inputs whose values decide what kernels do (an axis, a shape, scales, a count, a branch), and the ones on which
+    the plan was checked. Any other value is checked when it first comes.
+    """
+
+    names: tuple[str, ...]
+    """Of the inputs; empty where nothing could be checked on made-up inputs: the first request's then serve."""
+    checked: tuple[str, ...]
+    """Digest of each set of their values that the plan was checked on, by `samples.digest_of`."""
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    """That the plan was checked with."""
+
+
+@dataclass(frozen=True, slots=True)
 class Residency:
     """Which segments are in memory when, in a plan whose model is larger than its memory limit: they are loaded, run
     and released in turn.
@@ -110,21 +124,23 @@ class Residency:
     peak_bytes: int = 0
     """The most that a run held in the trial, beyond `base_bytes`; 0 when it was not measured."""
 
-    def lines(self) -> list[str]:
-        """For people: the limit, the order and who is held when."""
-        stay = frozenset(range(len(self.held))).intersection(*map(frozenset, self.held))
-        ahead = sum(len(set(own) - stay - {index}) > 0 for index, own in enumerate(self.held))
-        peak = f", {self.peak_bytes} measured" if self.peak_bytes else ""
-        lines = [
-            f"memory: at most {self.limit_bytes} bytes, of which {self.base_bytes} are not the model's{peak}: "
-            f"{len(self.held)} segments are loaded, run and released in turn, {len(stay)} of them stay, "
-            f"beside {ahead} the next one is read ahead"
-        ]
-        return lines + [
-            f"  while {index + 1} runs ({self.weights_bytes[index]} bytes): "
-            f"{', '.join(str(each + 1) for each in own)} in memory"
-            for index, own in enumerate(self.held)
-        ]
+    @property
+    def kept(self) -> frozenset[int]:
+        """Segments that are never released."""
+        return frozenset(range(len(self.held))).intersection(*map(frozenset, self.held))
+
+    def text(self) -> str:
+        """For people: the limit, and how the segments share it."""
+        kept = self.kept
+        ahead = sum(len(set(own) - kept - {index}) > 0 for index, own in enumerate(self.held))
+        peak = f" ({self.peak_bytes / 1e6:.0f} MB of them were held in the trial)" if self.peak_bytes else ""
+        turns = f"{len(self.held)} segments are loaded, run and released in turn" if len(self.held) > 1 else "all fits"
+        stay = f"; {len(kept)} of them stay" if kept and len(self.held) > 1 else ""
+        read = f"; beside {ahead} of them the next one is read ahead" if ahead else ""
+        return (
+            f"memory: at most {self.limit_bytes / 1e6:.0f} MB, {self.base_bytes / 1e6:.0f} MB of it for all but the "
+            f"model, the rest for its segments{peak}: {turns}{stay}{read}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +208,11 @@ class Plan:
     tidied: str = ""
     """Digest of the tidied-up model that the segments are cut from; '' for the model itself. A node that no segment
     names was then folded into its neighbours."""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Input -> the shape that everything was measured at; empty where no input has a free dimension. The answer is
+    right at any other, but another plan might be faster there: see `edgert.buckets`."""
+    controls: Controls | None = None
+    """Set when the model has inputs that steer it; None for ordinary models, which pay nothing."""
     residency: Residency | None = None
     """Set when the segments take turns in memory; None when all of them are held."""
 
@@ -211,7 +232,8 @@ class Plan:
         if self.items_per_s:
             speed += f", {self.items_per_s:.1f} items/s with {len(self.instances)} instance(s)"
         check = self.verification
-        lines = [f"plan {self.id}, for {self.objective}: {', '.join(map(str, self.targets))} ({speed})"]
+        targets = self.targets if self.residency is None else dict.fromkeys(self.targets)
+        lines = [f"plan {self.id}, for {self.objective}: {', '.join(map(str, targets))} ({speed})"]
         lines.append(f"checked: {check.reference or 'no'}{f' ({check.reason})' if check.reason else ''}")
         lines += [f"disputed: {check.disputed}"] if check.disputed else []
         lines += [
@@ -219,12 +241,25 @@ class Plan:
             f"SQNR {error.sqnr_db:.1f} dB"
             for error in check.errors
         ]
-        lines += self._segment_lines() if len(self.segments) > 1 else []
-        lines += self.residency.lines() if self.residency else []
+        if self.residency is not None:
+            lines += self._turn_lines(self.residency)
+        elif len(self.segments) > 1:
+            lines += self._segment_lines()
         lines.append("candidates:")
         lines += [f"  {_candidate(row)}" for row in self.candidates]
         lines.append(f"fallbacks: {', '.join(map(str, self.fallbacks)) or 'none'}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _turn_lines(self, residency: Residency) -> list[str]:
+        """The limit, then a line for each segment's turn."""
+        lines = [residency.text()]
+        for index, segment in enumerate(self.segments if len(self.segments) > 1 else ()):
+            held = ", ".join(str(each + 1) for each in residency.held[index])
+            lines.append(
+                f"  {index + 1}. {len(segment.nodes)} nodes from {segment.nodes[0]!r} to {segment.nodes[-1]!r}, "
+                f"{residency.weights_bytes[index] / 1e6:.1f} MB; in memory: {held}"
+            )
+        return lines
 
     def _segment_lines(self) -> list[str]:
         """One line a segment."""
@@ -251,6 +286,8 @@ class Plan:
         content["fallbacks"] = [str(target) for target in self.fallbacks]
         if self.residency is None:
             del content["residency"]  # plans without one read as they did before there were any
+        if self.controls is None:
+            del content["controls"]
         return content
 
     @classmethod
@@ -276,6 +313,8 @@ class Plan:
             "optional_inputs": tuple(data["optional_inputs"]),
             "notes": tuple(data["notes"]),
             "values": tuple(value_from_json(item) for item in data["values"]),
+            "shapes": {name: tuple(shape) for name, shape in data["shapes"].items()},
+            "controls": _controls(data["controls"]) if "controls" in data else None,
             "residency": _residency(data["residency"]) if "residency" in data else None,
         }
         plan = cls(**fields)
@@ -302,6 +341,9 @@ class Receipt:
     """Why it is degraded."""
     turns: int = 0
     """How many segments took turns in memory for this answer; 0 when all that ran was held."""
+    elsewhere: str = ""
+    """The shapes that the plan was measured at, such as 'x 1x16', where the request's are in another bucket: the answer
+    is right, but another plan might give it sooner. '' where they are in the plan's own."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form; `from_json` reads it back."""
@@ -319,11 +361,13 @@ class Receipt:
         return cls(**{**kept, "targets": tuple(Target.parse(text) for text in data["targets"])})
 
 
+def _controls(item: Mapping[str, Any]) -> Controls:
+    return Controls(tuple(item["names"]), tuple(item["checked"]), Tolerance(**item["tolerance"]))
+
+
 def _residency(item: Mapping[str, Any]) -> Residency:
     held = tuple(tuple(own) for own in item["held"])
-    return Residency(
-        item["limit_bytes"], item["base_bytes"], held, tuple(item["weights_bytes"]), item["peak_bytes"]
-    )
+    return Residency(item["limit_bytes"], item["base_bytes"], held, tuple(item["weights_bytes"]), item["peak_bytes"])
 
 
 def _candidate(row: Row) -> str:

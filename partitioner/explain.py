@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from edgert.graph import Graph, Node
 from edgert.partitioner.outline import running_order, segment_of
 from edgert.partitioner.scene import weight_bytes
-from edgert.plan import Plan
+from edgert.plan import Plan, Residency
 from edgert.profile import Row, Target
 from edgert.units import size_text, time_text
 
@@ -70,15 +70,23 @@ def explain(plan: Plan, graph: Graph, known: Sequence[Known] | None = None) -> s
     known = known_of(plan) if known is None else known
     runs = running_order(segment_of(graph, plan))
     runs += ((),) * (len(plan.segments) - len(runs))
-    lines = list(_head(plan))
+    lines = [*_head(plan), *([plan.residency.text()] if plan.residency else [])]
     for number, run in enumerate(runs):
         lines += ["", f"segment {number + 1} of {len(runs)}: {plan.segments[number].target}"]
         lines += [f"  {what:<9} {text}" for what, text in _segment(plan, graph, number, run, known[number])]
+        lines += [f"  in memory {_turn(plan.residency, number)}"] if plan.residency else []
     lines += ["", *_whole_lines(plan), *_wanted_lines(most_wanted(graph, plan, known))]
     lines += [f"falls to    {', '.join(map(str, plan.fallbacks)) or 'nothing: the plan has no fallback'}"]
     lines += [f"note        {note}" for note in plan.notes]
     lines += ["", "candidates, each for the whole model:", *map(_candidate, plan.candidates)] if plan.candidates else []
     return "\n".join(lines)
+
+
+def _turn(residency: Residency, number: int) -> str:
+    """Who is held while a segment runs."""
+    size = size_text(residency.weights_bytes[number])
+    others = [str(each + 1) for each in residency.held[number] if each != number]
+    return f"{size}, beside {', '.join(others)}" if others else f"{size}, alone"
 
 
 def _candidate(row: Row) -> str:

@@ -2,7 +2,7 @@
 
 | stage | call | gives |
 |---|---|---|
-| blocks, budget -> stretches | `take_turns` | segments of consecutive blocks, none larger than its share of the budget |
+| blocks, budget -> segments | `take_turns` | consecutive blocks, none more than its share of the budget |
 | segments -> who is held when | `Turns.held` | for each segment what is in memory while it runs |
 
 While a segment runs, the next one is read ahead where the budget has room for both. Where a good part of the model
@@ -57,7 +57,7 @@ class Turns:
         return frozenset(range(len(self.segments))).intersection(*map(frozenset, self.held))
 
 
-def take_turns(blocks: Sequence[Load], budget_bytes: int) -> Turns:
+def take_turns(blocks: Sequence[Load], budget_bytes: int, most_bytes: int | None = None) -> Turns:
     """Cut blocks, in their order, into segments that run one after another within a budget.
 
     Requires blocks in an order in which they can run; ensures that at no time more than `budget_bytes` is needed.
@@ -66,6 +66,11 @@ def take_turns(blocks: Sequence[Load], budget_bytes: int) -> Turns:
     2. All that fits at once is one segment, and stays.
     3. Else segments are filled with consecutive blocks up to a share of the budget; of the shares the one under which
        most stays, and of those the one with the fewest segments.
+
+    Args:
+        blocks: what each takes.
+        budget_bytes: for all that is held.
+        most_bytes: of weights in one segment of several blocks; None for no such limit.
 
     Raises:
         Infeasible: some block alone needs more than the budget; says which, how much, and by how much too much.
@@ -86,7 +91,7 @@ def take_turns(blocks: Sequence[Load], budget_bytes: int) -> Turns:
     shares = _SHARES if total <= _WORTH_KEEPING * room else _SHARES[:1]
     tried = []
     for share in shares:
-        segments = _filled(blocks, max(1, room // share))
+        segments = _filled(blocks, max(1, min(room // share, most_bytes or room)))
         sizes = [_weights(blocks, segment) for segment in segments]
         tried.append(_turns(blocks, segments, _staying(sizes, room), budget_bytes))
     return max(tried, key=lambda turns: (_kept_bytes(blocks, turns), -len(turns.segments)))
@@ -128,8 +133,8 @@ def _turns(
     for index, (low, high) in enumerate(segments):
         values = max(block.values_bytes for block in blocks[low:high])
         own = {*stay, index}
-        ahead = next((n % len(segments) for n in range(index + 1, index + len(segments)) if n % len(segments) not in own),
-                     index)  # fmt: skip
+        following = (*range(index + 1, len(segments)), *range(index))  # after the last comes the next request's first
+        ahead = next((other for other in following if other not in own), index)
         if sum(sizes[each] for each in own | {ahead}) + values <= budget_bytes:
             own.add(ahead)
         held.append(tuple(sorted(own)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -50,6 +51,12 @@ TargetsOption: TypeAlias = Annotated[
 BudgetOption: TypeAlias = Annotated[
     float, typer.Option("--budget", min=0.0, help="Seconds to spend on measuring before the first answer.")
 ]
+MemoryLimitOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-limit", metavar="SIZE", help="Hold no more than this, such as 300MB or 1.5GiB; else what is left."
+    ),
+]
 MachineOption: TypeAlias = Annotated[
     Path | None, typer.Option("--machine", help="Plan for this one, as `edgert probe --json` described it.")
 ]
@@ -59,8 +66,9 @@ ProfileOption: TypeAlias = Annotated[
 
 
 def load_arguments(
-    objective: Objective, precision: Precision, tolerance: float | None, targets: Sequence[str] | None, budget_s: float
-) -> dict[str, Any]:
+    objective: Objective, precision: Precision, tolerance: float | None, targets: Sequence[str] | None, budget_s: float,
+    *, memory_limit: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The keyword arguments of `edgert.load` that these options stand for; `--targets a,b` is two targets."""
     chosen = [part.strip() for text in targets or () for part in text.split(",") if part.strip()]
     return {
@@ -69,7 +77,23 @@ def load_arguments(
         "tolerance": tolerance,
         "targets": chosen or None,
         "budget_s": budget_s,
+        **({} if memory_limit is None else {"memory_limit_bytes": size_bytes(memory_limit)}),
     }
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+def size_bytes(text: str) -> int:
+    """'300MB', '1.5GiB' or '4096' in bytes."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kmg]i?)?b?\s*", text.lower())
+    try:
+        found = 0 if match is None else int(float(match[1]) * _UNITS[match[2] or ""])
+    except ValueError:
+        found = 0
+    if found <= 0:
+        raise typer.BadParameter(f"{text!r} is no size; write such as 300MB", param_hint="--memory-limit")
+    return found
 
 
 class FitChoice(StrEnum):

@@ -15,6 +15,7 @@ from edgert.cli.options import (
     BudgetOption,
     Json,
     MachineOption,
+    MemoryLimitOption,
     ModelPath,
     Objective,
     ObjectiveOption,
@@ -51,6 +52,7 @@ def plan(  # noqa: PLR0917 - a command's options are its arguments
     tolerance: ToleranceOption = None,
     targets: TargetsOption = None,
     budget: BudgetOption = 10.0,
+    memory_limit: MemoryLimitOption = None,
     as_json: Json = False,
 ) -> None:
     """Find the fastest correct way to run MODEL here, or on the machine that is described, and show it."""
@@ -58,7 +60,7 @@ def plan(  # noqa: PLR0917 - a command's options are its arguments
         raise OptionError(f"{str(draw)!r} is neither .svg nor .html.", "Name the picture plan.svg or plan.html.")
     if import_placement is not None:
         targets = [*(targets or ()), *_placed(import_placement)]
-    arguments = load_arguments(objective, precision, tolerance, targets, budget)
+    arguments = load_arguments(objective, precision, tolerance, targets, budget, memory_limit=memory_limit)
     with console.progress(f"planning {model.name}", quiet=as_json) as progress:
         made, file = _made(model, machine, profile, {**arguments, "progress": progress})
     if output is not None:

@@ -14,6 +14,7 @@ from edgert.cli.options import (
     FitChoice,
     Json,
     LayoutChoice,
+    MemoryLimitOption,
     ModelPath,
     Objective,
     ObjectiveOption,
@@ -78,6 +79,7 @@ def run(  # noqa: PLR0917 - a command's options are its arguments
     tolerance: ToleranceOption = None,
     targets: TargetsOption = None,
     budget: BudgetOption = 10.0,
+    memory_limit: MemoryLimitOption = None,
     as_json: Json = False,
 ) -> None:
     """Run MODEL once, on files or random numbers; show the outputs and the receipt."""
@@ -92,7 +94,7 @@ def run(  # noqa: PLR0917 - a command's options are its arguments
     names = None if labels is None else read_labels(labels)
     options = reading.ImageOptions(size(resize), fit.value, None if layout is None else layout.value, scale,
                                    numbers(mean, "--mean"), numbers(std, "--std"), grayscale)  # fmt: skip
-    arguments = load_arguments(objective, precision, tolerance, targets, budget)
+    arguments = load_arguments(objective, precision, tolerance, targets, budget, memory_limit=memory_limit)
     with console.progress(f"planning {model.name}", quiet=as_json) as progress:
         loaded = edgert.load(model, progress=progress, **arguments)
     with loaded:

@@ -179,4 +179,6 @@ def receipt_line(receipt: Receipt) -> str:
     state = "[green]verified[/]" if receipt.verified else "[yellow]not verified[/]"
     if receipt.degraded:
         state += f", [bold yellow]degraded[/]: {escape(receipt.reason)}"
+    if receipt.turns:
+        state += f" · {receipt.turns} segments took turns in memory"
     return f"[dim]receipt[/]  [bold]{targets}[/] in {time_text(receipt.run_s)} · plan {receipt.plan} · {state}"

@@ -24,7 +24,7 @@ from edgert.devices.host import pin_thread
 from edgert.devices.remote import Remote
 from edgert.errors import Closed, DeviceLost, EdgertError, RunFailed
 from edgert.execution.segments import Parts, Relay, Step, parts_of
-from edgert.execution.streaming import LEAN_FOLDER, LeanParts, Piece, Streamed, files_of
+from edgert.execution.streaming import LEAN_FOLDER, LeanParts, Piece, Streamed, extents_of
 from edgert.machine import Machine
 from edgert.plan import Instance, Plan, Residency
 from edgert.profile import Target
@@ -305,7 +305,7 @@ class Pipeline:
         for index, segment in enumerate(plan.segments):
             source = parts.source(segment, values)
             load = partial(self._prepare, target, (Instance(index),), source)
-            pieces.append(Piece(target, segment.inputs, segment.outputs, files_of(source.path), load))
+            pieces.append(Piece(target, segment.inputs, segment.outputs, extents_of(source.path), load))
         held = residency.held if planned else [(index,) for index in range(len(pieces))]
         streamed = Streamed(pieces, [value.name for value in plan.outputs], held)
         try:

@@ -14,18 +14,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from edgert import store
 from edgert.devices import memory
 from edgert.errors import CacheCorrupt, EdgertError, RunFailed
 from edgert.execution.segments import Parts, Relay, Step, seal
+from edgert.plan import Segment
 from edgert.profile import Target
 from edgert.tensor import Data
 
 _log = logging.getLogger(__name__)
 LEAN_FOLDER = "segments-lean"
 """Of a model's folder: where the files of `LeanParts` lie."""
+
+
+class Extent(NamedTuple):
+    """A part of a file."""
+
+    path: Path
+    offset: int
+    length: int
+    """0: all that follows."""
 
 
 class Loaded(Protocol):
@@ -42,8 +52,8 @@ class Piece:
     target: Target
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    files: tuple[Path, ...]
-    """That loading or running it reads."""
+    reads: tuple[Extent, ...]
+    """What loading or running it reads."""
     load: Callable[[], Loaded]
     """Makes it ready on its target; raises `TargetError`."""
 
@@ -142,8 +152,8 @@ class Streamed:
 
 
 def _load(piece: Piece) -> Loaded:
-    for path in piece.files:
-        memory.read_ahead(path)
+    for extent in piece.reads:
+        memory.read_ahead(*extent)
     try:
         return piece.load()
     except EdgertError:
@@ -155,8 +165,8 @@ def _load(piece: Piece) -> Loaded:
 class LeanParts(Parts):
     """Segments whose files are written without ever holding the weights, and recognised without reading them again.
 
-    The tables are checked by their digest. The weights are links to the model's own, whose digest names this folder,
-    or were written here: they are recognised by size and time.
+    The tables of an .onnx are checked by their digest. Weights were copied from the model, whose digest names this
+    folder; they are recognised by size and time, since to read them again would take as long as to run them.
     """
 
     def file(self, nodes: Sequence[str], keep: Sequence[str] = ()) -> Path:
@@ -166,35 +176,53 @@ class LeanParts(Parts):
                 self._write(nodes, keep, path)
         return path
 
+    def prune(self, kept: Sequence[Segment]) -> None:
+        keep = {self._path(segment.nodes, ()) for segment in kept}
+        with self._lock:
+            for path in self._written - keep:
+                for each in (seal(path), path):
+                    each.unlink(missing_ok=True)
+            self._written &= keep
+
     def _store(self, nodes: Sequence[str], keep: Sequence[str], path: Path) -> None:
         if self._file is None:
             self._file = self._read()
-        for stale in _data_of(path):
-            stale.unlink()
         self._file.write(nodes, path, keep, lean=True)
-        store.write_json(seal(path), _facts(path))
+        ranges: list[tuple[str, int, int]] = []
+        if path.suffix == ".onnx":
+            from edgert.formats.onnx_write import external_ranges
+
+            ranges = external_ranges(path)
+        files = dict.fromkeys(name for name, _, _ in ranges)
+        store.write_json(seal(path), {**_facts(path, list(files)), "ranges": [list(each) for each in ranges]})
 
 
-def files_of(path: Path) -> tuple[Path, ...]:
-    """A segment's file and those with its weights."""
-    return (path, *_data_of(path))
-
-
-def _data_of(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f"{path.name}*.data"))
+def extents_of(path: Path) -> tuple[Extent, ...]:
+    """What running a segment reads: of what `LeanParts` wrote its own part of the shared weights, else all files."""
+    try:
+        known = store.read_json(seal(path))
+    except CacheCorrupt:  # it only says what to read ahead
+        known = None
+    if known is None or "ranges" not in known:
+        return tuple(Extent(each, 0, 0) for each in (path, *sorted(path.parent.glob(f"{path.name}*.data"))))
+    parts = [Extent(path.with_name(name), offset, length) for name, offset, length in known["ranges"]]
+    return (Extent(path, 0, 0), *parts)
 
 
 def _is_whole(path: Path) -> bool:
     try:
-        return path.exists() and store.read_json(seal(path)) == _facts(path)
-    except (CacheCorrupt, OSError) as error:
+        known = store.read_json(seal(path))
+        if known is None:
+            return False
+        found = _facts(path, [name for name, _, _ in known["data"]])
+        return all(known[key] == found[key] for key in found)
+    except (CacheCorrupt, OSError, KeyError, TypeError, ValueError) as error:
         _log.warning("segment %s is written again: %s", path, error)
         return False
 
 
-def _facts(path: Path) -> dict[str, object]:
+def _facts(path: Path, beside: Sequence[str]) -> dict[str, object]:
     """What a segment's files are recognised by."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".onnx" else ""
-    files = [path, *_data_of(path)] if not digest else _data_of(path)
-    times = [[each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in files]
-    return {"tables": digest, "data": times}
+    files = [path.with_name(name) for name in beside] if digest else [path]
+    return {"tables": digest, "data": [[each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in files]}

@@ -15,7 +15,7 @@ from edgert.devices.host import Host, source_from_json, source_to_json
 from edgert.devices.memory import Resident
 from edgert.devices.remote import Remote, RemoteRunnable
 from edgert.execution.hosted import Prepare
-from edgert.execution.streaming import Piece, Streamed, files_of
+from edgert.execution.streaming import Piece, Streamed, extents_of
 from edgert.machine import device_from_json
 from edgert.profile import Target
 from edgert.tensor import Data
@@ -90,7 +90,7 @@ class _Chain:
             device = device_from_json(item["device"])
             names = [tuple(value.name for value in values) for values in (source.inputs, source.outputs)]
             load = partial(self._load, index, partial(backend(target.backend).prepare, source, target, device))
-            pieces.append(Piece(target, names[0], names[1], files_of(source.path), load))
+            pieces.append(Piece(target, names[0], names[1], extents_of(source.path), load))
         self._streamed = Streamed(pieces, body["outputs"], body["held"])
         try:
             self._streamed.begin()

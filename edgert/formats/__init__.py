@@ -70,8 +70,8 @@ class ModelFile(Protocol):
             nodes: names of nodes (`Node.name`). All of them make a file equivalent to the original.
             path: where to; replaced if it exists. External data goes to `path` + '.data'.
             keep: values made by these nodes that become outputs too, after those of `Graph.boundary`.
-            lean: never hold the weights: an .onnx links to the bytes where they are (copying them piece by piece where
-                it cannot), a .tflite has them behind its tables, where LiteRT reads them and OpenVINO does not.
+            lean: never hold the weights: the .onnx files in a folder share one copy of the external data, a .tflite
+                has them behind its tables, where LiteRT reads them and OpenVINO does not.
 
         Returns:
             Names of the file's inputs and outputs: for a part as `Graph.boundary` has them, for all nodes as the

@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
@@ -18,6 +18,7 @@ from edgert.errors import ModelCorrupt, ModelNotFound, OptionError
 
 _BLOCK_BYTES = 1 << 24
 _COPIED_BYTES = 1 << 20
+_KERNEL_BYTES = 1 << 28
 
 
 def map_file(path: Path) -> memoryview:
@@ -97,12 +98,21 @@ def _let_go(data: memoryview, start: int, size: int) -> None:
 
 
 def copy_range(source: Path, offset: int, size: int, file: BinaryIO) -> None:
-    """Copy bytes of a file to the end of another, a piece at a time: neither is ever in memory.
+    """Copy bytes of a file to where another is at, a piece at a time: neither is ever in memory. Where the file system
+    can, the kernel shares the bytes instead (copy_file_range(2)).
 
     Raises:
         OSError: reading or writing failed (`replacing` makes an OptionError of it), or the source ended early.
     """
     with open(source, "rb") as reader:
+        if hasattr(os, "copy_file_range"):
+            file.flush()
+            with suppress(OSError):  # not between these file systems: what is left is read and written
+                while size and (moved := os.copy_file_range(
+                    reader.fileno(), file.fileno(), min(size, _KERNEL_BYTES), offset, file.tell()
+                )):  # fmt: skip
+                    offset, size = offset + moved, size - moved
+                    file.seek(moved, os.SEEK_CUR)
         reader.seek(offset)
         while size:
             piece = reader.read(min(size, _COPIED_BYTES))

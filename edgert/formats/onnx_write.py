@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from edgert.formats.onnx import OnnxFile
 
-_log = logging.getLogger(__name__)
+SHARED = "weights-"
+"""What the names of files that several parts share begin with."""
 _PAGE_BYTES = 4096
 """Alignment of external data, so that it can be memory-mapped; smaller tensors go into the model file."""
 _MODEL_FIELDS = (
@@ -34,12 +35,14 @@ def write_nodes(
     """See `edgert.formats.ModelFile.write`.
 
     The written file names its own opsets, functions and metadata like the source; it holds the constants that its
-    nodes use and the types of their values. External data is copied into `path` + '.data', or (`lean`) stays where it
-    is: a hard link beside the written file names the same bytes, where the file system allows one.
+    nodes use and the types of their values. External data is copied into `path` + '.data', or (`lean`) lies in one copy
+    of it that all parts in the folder share.
     """
     part = cut(source.graph, nodes, keep)
     model = _whole(source) if part.whole else _part(source, part)
-    if any(tensor.data_location == 1 for tensor in tensors(model)) and not (lean and _linked(model, source.path, path)):
+    if lean:
+        _share(model, source.path, path.parent)
+    elif any(tensor.data_location == 1 for tensor in tensors(model)):
         data_path = path.with_name(path.name + ".data")
         with replacing(data_path) as file:
             _move_external(model, source.path, file, data_path.name)
@@ -113,29 +116,48 @@ def _typed(source: OnnxFile, name: str) -> onnx.ValueInfoProto:
     return info
 
 
-def _linked(model: onnx.ModelProto, source: Path, path: Path) -> bool:
-    """Link what the model's tensors keep elsewhere to beside `path`, and name it so; False where no link can be made
-    (another file system, or one without links): nothing is changed then.
+def _share(model: onnx.ModelProto, source: Path, folder: Path) -> None:
+    """Have the model's tensors lie in copies of the whole files that they lie in now, one for all parts in a folder.
+
+    No hard links: readers refuse weights with a second name, and the user's own file would get one.
     """
-    ranges = {
-        index: external_range(tensor, source, f"tensor {tensor.name!r}")
-        for index, tensor in enumerate(tensors(model))
-        if tensor.data_location == 1
-    }
-    origins = dict.fromkeys(origin for origin, _, length in ranges.values() if length >= _PAGE_BYTES)
-    locations = {origin: f"{path.name}.{number}.data" for number, origin in enumerate(origins)}
-    try:
-        for origin, location in locations.items():
-            path.with_name(location).unlink(missing_ok=True)
-            os.link(origin, path.with_name(location))
-    except OSError as error:
-        _log.info("%s: no link to its weights (%s): they are copied", path.name, error.strerror or error)
-        return False
-    for index, tensor in enumerate(tensors(model)):
-        if index in ranges:
-            origin, offset, length = ranges[index]
-            _place(tensor, origin, offset, length, locations.get(origin, ""))
-    return True
+    places: dict[Path, str] = {}
+    for tensor in tensors(model):
+        if tensor.data_location != 1:
+            continue
+        origin, offset, length = external_range(tensor, source, f"tensor {tensor.name!r}")
+        if origin not in places and length >= _PAGE_BYTES:
+            places[origin] = f"{SHARED}{hashlib.sha256(os.fsencode(origin)).hexdigest()[:12]}.data"
+            _copy_once(origin, folder / places[origin])
+        _place(tensor, origin, offset, length, places.get(origin, ""))
+
+
+def _copy_once(origin: Path, copy: Path) -> None:
+    """The copy is recognised by the size and the time of what it was made from."""
+    facts = origin.stat()
+    if copy.exists() and (copy.stat().st_size, copy.stat().st_mtime_ns) == (facts.st_size, facts.st_mtime_ns):
+        return
+    with replacing(copy) as file:
+        copy_range(origin, 0, facts.st_size, file)
+    os.utime(copy, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def external_ranges(path: Path) -> list[tuple[str, int, int]]:
+    """Which bytes of which file beside it a written part reads: name, offset and length, neighbours joined."""
+    import onnx
+
+    found: list[tuple[str, int, int]] = []
+    places = []
+    for tensor in tensors(onnx.load(str(path), load_external_data=False)):
+        if tensor.data_location == 1:
+            origin, offset, length = external_range(tensor, path, f"tensor {tensor.name!r}")
+            places.append((origin.name, offset, length))
+    for name, offset, length in sorted(places):
+        if found and found[-1][0] == name and offset <= sum(found[-1][1:]) + _PAGE_BYTES:
+            found[-1] = (name, found[-1][1], max(sum(found[-1][1:]), offset + length) - found[-1][1])
+        else:
+            found.append((name, offset, length))
+    return found
 
 
 def _place(tensor: onnx.TensorProto, origin: Path, offset: int, length: int, location: str) -> None:

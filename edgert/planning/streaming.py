@@ -18,6 +18,7 @@ from edgert.devices import memory
 from edgert.devices.remote import Remote
 from edgert.errors import EdgertError, Infeasible
 from edgert.execution.hosted import Prepare
+from edgert.execution.segments import Parts
 from edgert.execution.streaming import LEAN_FOLDER, LeanParts
 from edgert.execution.streaming_host import SERVICE, prepare_streamed, resident_of
 from edgert.formats import ModelFile
@@ -41,8 +42,8 @@ _LIBRARY_BYTES = 24 << 20
 _MOST_COPIES = 2.5
 """What a library holds of a model's weights at most, times their size in the file (OpenVINO's 2.1, as measured)."""
 _COPIES: Mapping[str, float] = {  # library -> the same, to begin with; what it holds is then measured
-    "onnxruntime+lean": 1.0, "onnxruntime": 1.1, "openvino": 2.1, "litert+builtin": 1.0, "litert": 2.0,
-    LAST_RESORT: 2.2,
+    "onnxruntime+lean": 1.0, "onnxruntime": 1.1, "openvino": 2.2, "litert+builtin": 1.0, "litert": 2.0,
+    LAST_RESORT: 3.0,
 }  # fmt: skip
 _ATTEMPTS = 3
 """Cuts that are tried for one way before it counts as too large."""
@@ -74,6 +75,8 @@ class Attempt:
     """The most that a run held beyond that."""
     weights_bytes: tuple[int, ...]
     """Of each segment, as the target holds them."""
+    copies: float
+    """What it holds of the weights, times their size in the file; 0 when that was not asked."""
 
 
 @dataclass
@@ -84,6 +87,8 @@ class Rehearsal:
     course: Course
     limit_bytes: int
     parts: LeanParts
+    copies: Parts
+    """For who takes no links: onnx's evaluator refuses weights that have a second name."""
     say: Callable[[str], None]
     """Told what is going on; raises `Cancelled` to end it."""
     blocks: Sequence[Block] = field(init=False)
@@ -103,8 +108,12 @@ class Rehearsal:
             for block, values in zip(self.blocks, self.values_bytes, strict=True)
         ]
 
-    def attempt(self, target: Target) -> Attempt:
+    def attempt(self, target: Target, most_bytes: int | None = None) -> Attempt:
         """The model in turns on a target, cut so that what it really holds stays within the limit.
+
+        Args:
+            target: on the CPU.
+            most_bytes: of the file's weights in one segment, where it can be helped.
 
         Raises:
             Infeasible: some block alone does not fit.
@@ -112,7 +121,7 @@ class Rehearsal:
         """
         copies = _COPIES.get(_library(target), _MOST_COPIES)
         for _ in range(_ATTEMPTS):
-            found, excess = self._cut_and_run(target, copies)
+            found, excess = self._cut_and_run(target, copies, most_bytes)
             if excess <= 0:
                 return found
             room = self.limit_bytes - found.base_bytes
@@ -136,7 +145,7 @@ class Rehearsal:
         with _Child(target, self.course) as child:
             base_bytes = child.base_bytes()
             turns = Turns((), held, 0)
-            found = child.run(self, segments, turns, base_bytes=base_bytes, weights=(), runs=1)
+            found = child.run(self, segments, turns, base_bytes=base_bytes, weights=(), copies=0.0, runs=1)
         excess = found.base_bytes + found.peak_bytes - self.limit_bytes
         if excess > 0:
             raise Infeasible(
@@ -145,16 +154,18 @@ class Rehearsal:
             )  # fmt: skip
         return found
 
-    def _cut_and_run(self, target: Target, copies: float) -> tuple[Attempt, int]:
+    def _cut_and_run(self, target: Target, copies: float, most_bytes: int | None) -> tuple[Attempt, int]:
         with _Child(target, self.course) as child:
             base_bytes = child.base_bytes()
             budget_bytes = self.limit_bytes - base_bytes - _LIBRARY_BYTES
             loads = self.loads(copies)
-            turns = take_turns(loads, budget_bytes)
+            turns = take_turns(loads, budget_bytes, None if most_bytes is None else int(copies * most_bytes))
             segments = self._segments(target, turns)
             self.say(f"trying {target} in {len(segments)} segments")
             weights = tuple(sum(load.weights_bytes for load in loads[low:high]) for low, high in turns.segments)
-            found = child.run(self, segments, turns, base_bytes=base_bytes, weights=weights, runs=_MOST_RUNS)
+            found = child.run(
+                self, segments, turns, base_bytes=base_bytes, weights=weights, copies=copies, runs=_MOST_RUNS
+            )
         return found, found.base_bytes + found.peak_bytes - self.limit_bytes
 
     def _segments(self, target: Target, turns: Turns) -> tuple[Segment, ...]:
@@ -192,12 +203,13 @@ class _Child:
 
     def run(
         self, work: Rehearsal, segments: Sequence[Segment], turns: Turns,
-        *, base_bytes: int, weights: tuple[int, ...], runs: int,
+        *, base_bytes: int, weights: tuple[int, ...], copies: float, runs: int,
     ) -> Attempt:  # fmt: skip
         """Run the segments in turns on every sample; the first sample several times, where time allows."""
         course, remote, target, values = self._course, self.remote, self._target, work.file.graph.values
         device = course.machine.device(target.device)
-        parts = [Prepare(work.parts.source(segment, values), target, device) for segment in segments]
+        files = work.copies if target.backend == LAST_RESORT else work.parts
+        parts = [Prepare(files.source(segment, values), target, device) for segment in segments]
         hold(remote, course.samples)
         resident_of(remote, reset=True)
         outputs = [value.name for value in course.source.outputs]
@@ -215,7 +227,7 @@ class _Child:
         times.sort()
         timing = Timing(statistics.median(times), times[0], times[-1], len(times), 1) if times else None
         row = Row(target, "ok", "", timing, (), runnable.ran_on, runnable.prepare_s, peak_bytes)
-        return Attempt(row, turns, tuple(segments), answers, base_bytes, peak_bytes, weights)
+        return Attempt(row, turns, tuple(segments), answers, base_bytes, peak_bytes, weights, copies)
 
 
 def stream(
@@ -239,7 +251,8 @@ def stream(
     folder = course.cache
     assert folder is not None  # whoever plans in turns gives a folder: the segments are files
     parts = LeanParts(course.source, folder / LEAN_FOLDER, lambda: work.file)
-    rehearsal = Rehearsal(work.file, course, limit_bytes, parts, say)
+    copies = Parts(course.source, folder / "segments", lambda: work.file)
+    rehearsal = Rehearsal(work.file, course, limit_bytes, parts, copies, say)
     attempts, trials, misses = _attempts(rehearsal, ways(found, course, work.wish), quick=not work.budget_s)
     if work.budget_s and len({target.backend for target in attempts}) < 2:  # no other library confirms anything
         resort = [row.target for row in found.left_out if row.target.backend == LAST_RESORT]
@@ -253,10 +266,12 @@ def stream(
     if not right:
         raise _refusal(misses, trials, limit_bytes, work.file)
     winner, others = attempts[right[0].target], right[1:]
+    winner = _cut_for_two(rehearsal, winner, [attempts[row.target] for row in others])
     standins, notes = _standins(rehearsal, winner, others)
     rows = (*right, *(trial.row for trial in trials if trial.row.outcome != "ok"))
     plan = plan_of(Choice(rows, right[0], (Instance(0),)), found, reference)
     parts.prune(winner.segments)
+    copies.prune(winner.segments if winner.row.target.backend == LAST_RESORT else ())
     return _in_turns(plan, rehearsal, winner, standins, notes)
 
 
@@ -325,6 +340,25 @@ def _checked(trial: Trial, reference: Reference, checker: Checker) -> Trial:
     reason = checker.reason(errors, trial.row.target)
     row = replace(trial.row, errors=errors, outcome="wrong" if reason else "ok", reason=reason)
     return replace(trial, row=row)
+
+
+def _cut_for_two(rehearsal: Rehearsal, winner: Attempt, others: Sequence[Attempt]) -> Attempt:
+    """The winner, cut so finely that the best of another library can hold each segment alone: a plan needs a fallback.
+
+    A winner that cannot be cut so, or does not run so, stays as it was.
+    """
+    rival = next((each for each in others if each.row.target.backend != winner.row.target.backend), None)
+    if rival is None:
+        return winner
+    room = rehearsal.limit_bytes - rival.base_bytes - _LIBRARY_BYTES - max(rehearsal.values_bytes)
+    most_bytes = int(room / (1.05 * max(rival.copies, 1.0)))
+    if max(winner.weights_bytes) <= most_bytes * winner.copies:
+        return winner
+    try:
+        return rehearsal.attempt(winner.row.target, most_bytes)
+    except EdgertError as error:
+        _log.info("%s cannot be cut for a fallback on %s: %s", winner.row.target, rival.row.target, error.message)
+        return winner
 
 
 def _standins(rehearsal: Rehearsal, winner: Attempt, others: Sequence[Row]) -> tuple[tuple[Target, ...], list[str]]:
