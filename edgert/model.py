@@ -8,12 +8,14 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, get_args
 
 from edgert import bundle, formats, store, unpack
+from edgert.buckets import Bucket, bucket_of, free_axes, grouped, shapes_of, text_of
 from edgert.devices import probe as probing
 from edgert.devices.backend import Source
 from edgert.errors import Cancelled, Closed, EdgertError, MissingPackage, OptionError
@@ -65,7 +67,9 @@ def load(
         precision: 'own' allows no lower precision than the model's own; 'any' allows any that stays within
             tolerance; else the one that is named ('f32', 'bf16', 'f16', 'i8', 'f64').
         targets: only these, such as 'openvino@cpu:0/f32/2t' or 'onnxruntime@*'; also the way to use a software device.
-        samples: inputs to measure and check on, each a mapping of input name to array; else they are synthesised.
+        samples: inputs to measure and check on, each a mapping of input name to array; else they are synthesised. For
+            a model with free dimensions they also say which sizes matter: each shape bucket among them (see
+            `edgert.buckets`) gets a plan of its own, in the budget once for each.
         machine: what to plan for; else what `probe` finds.
         budget_s: seconds to spend on trying and timing; the check may add up to ten. 0 answers at once with the first
             target that runs, and goes on in the background: a better one is swapped in when it is found.
@@ -98,6 +102,19 @@ def load(
     from edgert import planning
     from edgert.planning import Assignment, Memory
 
+    groups = grouped(planning.user_samples(samples)[0])
+    if len(groups) > 1:
+        with ExitStack() as made:
+            loads = [
+                made.enter_context(load(
+                    path, objective=objective, tolerance=tolerance, precision=precision, targets=targets, samples=group,
+                    machine=machine, budget_s=budget_s, cache_dir=cache_dir, isolation=isolation,
+                    memory_limit_bytes=memory_limit_bytes, progress=progress,
+                ))
+                for group in groups
+            ]  # fmt: skip
+            made.pop_all()  # all are there: nothing is closed
+        return loads[0].join(loads[1:])
     chosen, digest = planning.user_samples(samples)
     limit_bytes = guard.limit_for(file, memory_limit_bytes)
     wish = replace(wish_of(objective, precision, tolerance, targets, digest), memory_limit_bytes=limit_bytes)
@@ -181,6 +198,13 @@ def _tolerance(asked: float | Tolerance | None) -> Tolerance:
     return Tolerance(range_fraction=float(asked), sqnr_db=float("inf"), quantised_sqnr_db=float("inf"))
 
 
+def _same_way(one: Plan, other: Plan) -> bool:
+    """Whether two plans run the same segments on the same targets."""
+    return all(getattr(one, name) == getattr(other, name) for name in ("instances", "fallbacks", "residency")) and [
+        (segment.target, segment.nodes) for segment in one.segments
+    ] == [(segment.target, segment.nodes) for segment in other.segments]
+
+
 class Model:
     """A loaded model. Thread-safe; a context manager. Made by `edgert.load`."""
 
@@ -202,6 +226,9 @@ class Model:
         self._machine = machine
         self._lock = threading.Lock()
         self._feed = Feeder(pipeline.plan.inputs, pipeline.plan.optional_inputs)
+        self._axes = free_axes(pipeline.plan.inputs)
+        self._others: dict[Bucket, Model] = {}
+        """Those that answer requests of other shape buckets; `self` where the same plan serves."""
         self._improving: threading.Thread | None = None
         self._stop = threading.Event()
 
@@ -244,9 +271,12 @@ class Model:
         if pipeline is None:
             raise self._closed()
         feed = self._feed(inputs)
+        other, elsewhere = self._for_shapes(pipeline, feed) if self._axes else (None, "")
+        if other is not None:
+            return other.run(feed)
         started_s = perf_counter()
         made = pipeline.run(feed)
-        return self._result(pipeline, made, perf_counter() - started_s)
+        return self._result(pipeline, made, perf_counter() - started_s, elsewhere)
 
     def submit(self, inputs: Inputs) -> Future[Result]:
         """As `run`, in edgert's own threads: returns at once. Inputs are checked before it returns.
@@ -256,8 +286,11 @@ class Model:
         """
         pipeline = self._open()
         feed = self._feed(inputs)
+        other, elsewhere = self._for_shapes(pipeline, feed) if self._axes else (None, "")
+        if other is not None:
+            return other.submit(feed)
         started_s = perf_counter()
-        return pipeline.submit(feed, lambda made: self._result(pipeline, made, perf_counter() - started_s))
+        return pipeline.submit(feed, lambda made: self._result(pipeline, made, perf_counter() - started_s, elsewhere))
 
     def close(self) -> None:
         """Release everything; later calls raise `Closed`. Closing twice is harmless."""
@@ -265,8 +298,9 @@ class Model:
         with self._lock:
             pipelines = [*self._retired, self._pipeline] if self._pipeline else self._retired
             self._pipeline, self._retired = None, []
-        for pipeline in pipelines:
-            pipeline.close()
+            others, self._others = [other for other in self._others.values() if other is not self], {}
+        for part in (*pipelines, *others):
+            part.close()
         self._release()
 
     def __enter__(self) -> Model:
@@ -326,12 +360,42 @@ class Model:
             self._pipeline = better
         _log.info("%s: now on %s", self._source.path.name, ", ".join(map(str, better.plan.targets)))
 
-    def _result(self, pipeline: Pipeline, made: Made, run_s: float) -> Result:
+    def join(self, others: Sequence[Model]) -> Model:
+        """The model itself, which now hands requests of other shape buckets to the models that were planned there."""
+        for other in others:
+            bucket = bucket_of(self._axes, other.plan.shapes)
+            if _same_way(self.plan, other.plan):
+                other.close()
+                self._others[bucket] = self
+            else:
+                self._others[bucket] = other
+        return self
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plan, and those of the other shape buckets that were asked for and need one of their own."""
+        return self.plan, *(other.plan for other in self._others.values() if other is not self)
+
+    def _for_shapes(self, pipeline: Pipeline, feed: Mapping[str, Data]) -> tuple[Model | None, str]:
+        """Which other model answers a request of these shapes, if one does; else what its receipt says of them."""
+        plan = pipeline.plan
+        if not plan.shapes:  # nothing was measured
+            return None, ""
+        bucket = bucket_of(self._axes, shapes_of(feed))
+        if bucket == bucket_of(self._axes, plan.shapes):
+            return None, ""
+        other = self._others.get(bucket)
+        if other is None:
+            return None, text_of(self._axes, plan.shapes)
+        return (None, "") if other is self else (other, "")
+
+    def _result(self, pipeline: Pipeline, made: Made, run_s: float, elsewhere: str) -> Result:
         reason = made.reason if not self._reason else "; ".join(filter(None, (self._reason, made.reason)))
         turns = len(pipeline.plan.segments) if pipeline.plan.residency is not None else 0
         receipt = Receipt(
-            pipeline.plan.id, made.targets, bool(reason), pipeline.checked(made.targets), run_s, reason, turns
-        )
+            pipeline.plan.id, made.targets, bool(reason), pipeline.checked(made.targets), run_s, reason, turns,
+            elsewhere,
+        )  # fmt: skip
         return Result(made.outputs, receipt)
 
     def _open(self) -> Pipeline:

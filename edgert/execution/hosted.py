@@ -5,9 +5,11 @@ CPU segments run inside the child, as they would inside the application; those o
 
 from __future__ import annotations
 
+import queue
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 from edgert.devices import backend
 from edgert.devices.backend import Runnable, Source
-from edgert.devices.host import Host, resident_bytes, source_from_json, source_to_json
+from edgert.devices.host import Host, pin_thread, resident_bytes, source_from_json, source_to_json
 from edgert.devices.remote import Remote, RemoteRunnable
 from edgert.errors import EdgertError
 from edgert.execution.segments import Relay, Step
@@ -35,6 +37,8 @@ class Prepare:
     source: Source
     target: Target
     device: Device
+    instances: tuple[tuple[int, ...], ...] = ((),)
+    """Cores of each instance; a request that finds all at work waits for one."""
 
 
 def prepare_segments(
@@ -53,9 +57,10 @@ def prepare_segments(
         PrepareRefused, MissingPackage, ChildError: as `Remote.prepare`.
     """
     parts = [
-        {"source": source_to_json(part.source), "target": str(part.target), "device": asdict(part.device)}
+        {"source": source_to_json(part.source), "target": str(part.target), "device": asdict(part.device),
+         "instances": [list(cores) for cores in part.instances]}
         for part in segments
-    ]
+    ]  # fmt: skip
     body = {"segments": parts, "outputs": list(outputs), "cache": str(cache) if cache else ""}
     answer, _ = remote.call("prepare_segments", body, timeout_s=timeout_s)
     return RemoteRunnable(remote, segments[0].target, answer)
@@ -90,8 +95,24 @@ def _chain(body: Mapping[str, Any]) -> _Chain | VirtualChain:
     return VirtualChain(list(zip(sources, targets, devices, strict=True)), body["outputs"], cache)
 
 
+class _Lent:
+    """Instances of one segment, each lent to one request at a time."""
+
+    def __init__(self, instances: Sequence[Runnable]) -> None:
+        self._free: queue.SimpleQueue[Runnable] = queue.SimpleQueue()
+        for instance in instances:
+            self._free.put(instance)
+
+    def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
+        runnable = self._free.get()
+        try:
+            return runnable.run(inputs)
+        finally:
+            self._free.put(runnable)
+
+
 class _Chain:
-    """A `Runnable` of several."""
+    """A `Runnable` of several. Several requests may be in it at once: each segment runs one an instance."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._remotes: dict[str, Remote] = {}
@@ -101,10 +122,12 @@ class _Chain:
         try:
             for item in body["segments"]:
                 source, target = source_from_json(item["source"]), Target.parse(item["target"])
-                part = self._prepared(source, target, device_from_json(item["device"]), cache)
-                self._parts.append(part)
+                device, lent = device_from_json(item["device"]), []
+                for cores in item["instances"]:
+                    lent.append(self._pinned(cores, source, target, device, cache))
+                    self._parts.append(lent[-1])
                 names = [tuple(value.name for value in values) for values in (source.inputs, source.outputs)]
-                steps.append(Step(target, names[0], names[1], part.run))
+                steps.append(Step(target, names[0], names[1], _Lent(lent).run))
         except BaseException:
             self.close()
             raise
@@ -125,6 +148,20 @@ class _Chain:
         for remote in self._remotes.values():
             remote.close()
         self._parts, self._remotes = [], {}
+
+    def _pinned(
+        self, cores: Sequence[int], source: Source, target: Target, device: Device, cache: Path | None
+    ) -> Runnable:
+        """Prepared in a thread on those cores: a library's own threads inherit where they were created."""
+
+        def work() -> Runnable:
+            pin_thread(cores)
+            return self._prepared(source, target, device, cache)
+
+        if not cores:
+            return work()
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            return pool.submit(work).result()
 
     def _prepared(self, source: Source, target: Target, device: Device, cache: Path | None) -> Runnable:
         if target.device.startswith("cpu"):

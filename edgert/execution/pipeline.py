@@ -126,7 +126,7 @@ class _Split:
     def __init__(self, plan: Plan, prepared: Sequence[_Prepared]) -> None:
         self.targets, self.name = plan.targets, " and ".join(map(str, plan.targets))
         self.all = tuple(prepared)
-        self.width = len(self.all)
+        self.width = sum(each.width for each in prepared)
         steps = [
             Step(segment.target, segment.inputs, segment.outputs, each.run)
             for segment, each in zip(plan.segments, prepared, strict=True)

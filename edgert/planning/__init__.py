@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgert.buckets import free_axes, shapes_of
 from edgert.devices.backend import Source
 from edgert.errors import Cancelled, InputError, ModelUnsupported, OptionError
 from edgert.feed import Feeder
 from edgert.formats import ModelFile
+from edgert.graph import Graph
 from edgert.machine import Machine
 from edgert.plan import Plan, Segment, Verification
 from edgert.planning.candidates import LAST_RESORT, Candidates, candidates
@@ -89,9 +91,15 @@ def make_plan(assignment: Assignment, cancelled: Callable[[], bool] = lambda: Fa
         else:
             with Trials(course) as work:
                 plan = _measured(assignment, found, course, work, say)
+    plan = replace(plan, shapes=_measured_shapes(assignment.file.graph, samples))
     assignment.memory.keep_plan(wish, plan)
     assignment.memory.keep_rows(wish.samples, plan.verification.reference, plan.candidates)
     return plan
+
+
+def _measured_shapes(graph: Graph, samples: Sequence[Mapping[str, Data]]) -> dict[str, tuple[int, ...]]:
+    """Where the graph leaves some open: those of the first sample, on which everything is timed."""
+    return shapes_of(samples[0]) if samples and free_axes(graph.inputs) else {}
 
 
 def _takes_turns(assignment: Assignment) -> bool:

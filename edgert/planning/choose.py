@@ -143,7 +143,7 @@ def throughput_choice(
     for row in rows:
         contestant = contestants.get(row.target)
         if row.outcome in ("ok", "slow") and contestant is not None and contestant.failure is None:
-            entries.append(_Crowd.of(contestant))
+            entries.append(Crowd.of(contestant))
     for _ in range(_THROUGHPUT_ROUNDS):
         for entry in entries:
             say(f"throughput of {entry.contestant.target}")
@@ -172,7 +172,7 @@ def _fell(error: EdgertError) -> str:
 
 
 @dataclass
-class _Crowd:
+class Crowd:
     """Several instances of one target, prepared in one child."""
 
     contestant: Contestant
@@ -183,7 +183,7 @@ class _Crowd:
     """What even one instance alone died of, if it did."""
 
     @classmethod
-    def of(cls, contestant: Contestant) -> _Crowd:
+    def of(cls, contestant: Contestant) -> Crowd:
         return cls(contestant, [], split_cores(contestant.device.cores, contestant.target.threads), [])
 
     @property

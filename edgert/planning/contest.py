@@ -8,10 +8,12 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeAlias
 
-from edgert.devices.remote import Remote
-from edgert.errors import EdgertError
+from edgert.buckets import free_axes, shapes_of, text_of
+from edgert.devices.remote import Remote, RemoteRunnable
+from edgert.errors import EdgertError, OptionError
 from edgert.execution.hosted import SERVICE, Prepare, prepare_segments
 from edgert.measure import RUN_LIMIT_S, Contestant, hold, sample_name
 from edgert.partitioner.race import Interval, Standing, paired_ratio, race
@@ -20,8 +22,10 @@ from edgert.planning.proposals import Proposal
 from edgert.planning.setting import Setting
 from edgert.planning.workshop import Workshop
 from edgert.profile import OutputError, Target
+from edgert.samples import synthesise
+from edgert.tensor import Data
 
-__all__ = ["contest"]
+__all__ = ["Finalist", "contest", "finalist_of", "split_plan", "text_of_ratio"]
 
 _log = logging.getLogger(__name__)
 _RACE_SHARE = 0.25
@@ -77,7 +81,7 @@ def contest(plan: Plan, workshop: Workshop, proposals: Sequence[Proposal], setti
         finalists = {}
         for proposal in chances:
             setting.say(f"preparing {proposal}")
-            finalist = _finalist(workshop, proposal, remote, setting)
+            finalist = finalist_of(workshop, proposal, remote, setting)
             if finalist is not None:
                 finalists[proposal] = finalist
         return _raced(plan, workshop, finalists, setting) if finalists else plan
@@ -85,15 +89,27 @@ def contest(plan: Plan, workshop: Workshop, proposals: Sequence[Proposal], setti
         remote.close()
 
 
-def _finalist(workshop: Workshop, proposal: Proposal, remote: Remote, setting: Setting) -> Finalist | None:
-    """The split prepared in a child and right on every sample; None, with a note, when it is not."""
+def finalist_of(
+    workshop: Workshop, proposal: Proposal, remote: Remote, setting: Setting,
+    instances: Mapping[Target, Sequence[tuple[int, ...]]] = MappingProxyType({}),
+) -> Finalist | None:  # fmt: skip
+    """The split prepared in a child and right on every sample; None, with a note, when it is not.
+
+    Args:
+        workshop: has the pieces.
+        proposal: the split.
+        remote: a child for splits.
+        setting: has the samples and their right answers.
+        instances: cores of each instance that the segments of a target get; one without cores of its own by default.
+    """
     course, answers = setting.course, setting.reference.answers
     parts = []
     outputs = [value.name for value in course.source.outputs]
     try:
         for piece in proposal.pieces:
             source = workshop.source(workshop.segment(piece.blocks, piece.target))
-            parts.append(Prepare(source, piece.target, course.machine.device(piece.target.device)))
+            own = tuple(instances.get(piece.target, ((),)))
+            parts.append(Prepare(source, piece.target, course.machine.device(piece.target.device), own))
         hold(remote, course.samples)
         runnable = prepare_segments(remote, parts, outputs, course.cache, timeout_s=course.prepare_limit_s)
         runs = [runnable.run_held(sample_name(index), timeout_s=RUN_LIMIT_S) for index in range(len(answers))]
@@ -107,11 +123,64 @@ def _finalist(workshop: Workshop, proposal: Proposal, remote: Remote, setting: S
     if reason:
         workshop.note(f"the split {proposal} gives wrong numbers though each of its segments is right: {reason}")
         return None
+    reason = _fails_elsewhere(runnable, coarsest, setting)
+    if reason:
+        workshop.note(f"the split {proposal} is for one shape alone: {reason}")
+        return None
     contestant = SplitContestant(
         proposal.pieces[0].target, course.source, parts[0].device, remote, runnable, course.samples, course.cache,
         max(min(seconds for _, seconds in runs), 1e-7), course.prepare_limit_s, parts=parts, outputs=outputs,
     )  # fmt: skip
     return Finalist(proposal, contestant, errors)
+
+
+def _fails_elsewhere(runnable: RemoteRunnable, target: Target, setting: Setting) -> str:
+    """How the split differs from whole models at other sizes of the free dimensions; '' where it does not.
+
+    A file may state fixed shapes inside a model whose inputs are free, and a piece that was cut there then takes these
+    alone. Where no whole model takes the other sizes either, nothing is free in truth.
+    """
+    feed = _at_other_sizes(setting)
+    if feed is None:
+        return ""
+    shapes = text_of(free_axes(setting.work.file.graph.inputs), shapes_of(feed))
+    expected = _whole_answer(setting, feed)
+    if expected is None:
+        return ""
+    try:
+        made = runnable.run(feed)
+    except EdgertError as error:
+        return f"it fails at {shapes} ({error.message[:200]})"
+    reason = setting.checker.reason(setting.checker.errors([expected], [made]), target)
+    return f"it is wrong at {shapes} ({reason})" if reason else ""
+
+
+def _at_other_sizes(setting: Setting) -> dict[str, Data] | None:
+    """Inputs with free dimensions of another bucket than those of the samples; None where there are none to be had."""
+    graph, sample = setting.work.file.graph, shapes_of(setting.course.samples[0])
+    named = {value.name: value.shape or () for value in graph.inputs}
+    sizes = {
+        str(named[name][axis]) or f"{name}[{axis}]": 2 * sample[name][axis] + 1
+        for name, axis in free_axes(graph.inputs)
+        if name in sample and "+" not in str(named[name][axis])  # a sum follows from its parts
+    }
+    try:
+        return synthesise(graph, sizes=sizes)[0] if sizes else None
+    except OptionError as error:
+        _log.info("no inputs of other sizes: %s", error.message)
+        return None
+
+
+def _whole_answer(setting: Setting, feed: Mapping[str, Data]) -> Mapping[str, Data] | None:
+    """What the quickest whole model that takes these inputs answers, at the model's own precision."""
+    own = setting.course.source.precision
+    for target, contestant in sorted(setting.whole.items(), key=lambda item: item[1].call_s):
+        if target.precision == own:
+            try:
+                return contestant.runnable.run(feed)
+            except EdgertError as error:
+                _log.info("%s at other sizes: %s", target, error.message)
+    return None
 
 
 def _width(precision: str) -> int:
@@ -129,7 +198,7 @@ def _raced(plan: Plan, workshop: Workshop, finalists: Mapping[Proposal, Finalist
     first, *rest = outcome.standings
     for standing in rest:
         if isinstance(standing.name, Proposal):
-            workshop.note(f"the split {standing.name} took {_text(standing.ratio)} the fastest's time")
+            workshop.note(f"the split {standing.name} took {text_of_ratio(standing.ratio)} the fastest's time")
     if not isinstance(first.name, Proposal):
         return plan
     ratios: dict[Target, Interval] = {}
@@ -140,11 +209,12 @@ def _raced(plan: Plan, workshop: Workshop, finalists: Mapping[Proposal, Finalist
                 # It may have left the race early: too few rounds for an interval.
                 ratio = _duel(runners[standing.name], runners[first.name], setting.course.budget_s)
             if not ratio.low > 1.0 and not _far_behind(standing, first):
-                rival = f"{standing.name} takes {_text(ratio)} its time"
+                rival = f"{standing.name} takes {text_of_ratio(ratio)} its time"
                 workshop.note(f"don't split: {first.name} does not win beyond the noise; {rival}")
                 return plan
             ratios[standing.name] = ratio
-    return _split_plan(plan, workshop, finalists[first.name], statistics.median(first.rounds), ratios)
+    reasons = {target: f"{text_of_ratio(ratio)} the split's time" for target, ratio in ratios.items()}
+    return split_plan(plan, workshop, finalists[first.name], statistics.median(first.rounds), reasons)
 
 
 def _far_behind(standing: Standing[Names], first: Standing[Names]) -> bool:
@@ -167,14 +237,23 @@ def _duel(one: Contestant, other: Contestant, budget_s: float) -> Interval:
     return paired_ratio([pair[0] for pair in times], [pair[1] for pair in times])
 
 
-def _text(ratio: Interval) -> str:
+def text_of_ratio(ratio: Interval) -> str:
+    """For people, with its interval."""
     return f"{ratio.ratio:.2f}x ({ratio.low:.2f}-{ratio.high:.2f})"
 
 
-def _split_plan(
-    plan: Plan, workshop: Workshop, winner: Finalist, measured_s: float, ratios: Mapping[Target, Interval]
+def split_plan(
+    plan: Plan, workshop: Workshop, winner: Finalist, measured_s: float, reasons: Mapping[Target, str]
 ) -> Plan:
-    """The plan of a split that won; the best whole models are its fallbacks."""
+    """The plan of a split that won; the best whole models are its fallbacks.
+
+    Args:
+        plan: for the whole model.
+        workshop: has the pieces.
+        winner: the split.
+        measured_s: of one request.
+        reasons: why each rival lost.
+    """
     segments = tuple(
         replace(
             workshop.segment(piece.blocks, piece.target), measured_s=row.timing.p50_s if row.timing else 0.0,
@@ -186,8 +265,7 @@ def _split_plan(
     crossing_ = dict.fromkeys(name for segment in segments for name in (*segment.inputs, *segment.outputs))
     check = plan.verification
     rows = tuple(
-        replace(row, reason=f"{_text(ratio)} the split's time")
-        if (ratio := ratios.get(row.target)) is not None and row.outcome in ("ok", "slow") else row
+        replace(row, reason=reasons[row.target]) if row.target in reasons and row.outcome in ("ok", "slow") else row
         for row in plan.candidates
     )  # fmt: skip
     return replace(

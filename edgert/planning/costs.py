@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from edgert.machine import Device, Link, Machine
 from edgert.partitioner.cuts import flows_of, weights_of
 from edgert.partitioner.problem import BlockSpec, DeviceSpec, Problem, TargetSpec
 from edgert.planning.capability import Capability
-from edgert.planning.workshop import Workshop
+from edgert.planning.workshop import Workshop, instances_of
 from edgert.planning.workshop import seconds as row_seconds
 from edgert.profile import Row, Target
 
@@ -62,11 +63,11 @@ def measure_blocks(workshop: Workshop, found: Sequence[Capability]) -> Costs:
 def problem_of(workshop: Workshop, costs: Costs, factors: Mapping[Target, float], links: Sequence[Link]) -> Problem:
     """The placement problem of these costs.
 
-    The shortest call of a target stands for its call overhead, which a segment pays once and not for each of its
-    blocks. `factors` corrects for what fusion saves: measured time of a whole segment over the sum of its blocks.
+    A segment pays the call overhead of its target once, and not for each of its blocks. `factors` corrects for what
+    fusion saves: measured time of a whole segment over the sum of its blocks.
     """
     targets = [target for target, known in costs.seconds.items() if known]
-    launch = {target: min(costs.seconds[target].values()) for target in targets}
+    launch = {target: launch_s(workshop, costs, target) for target in targets}
     blocks = []
     for number, block in enumerate(workshop.blocks):
         cost = {
@@ -77,13 +78,41 @@ def problem_of(workshop: Workshop, costs: Costs, factors: Mapping[Target, float]
         why = {str(t): rows[number].reason for t, rows in costs.refused.items() if number in rows and t in targets}
         blocks.append(BlockSpec(block.id, cost, weights_of(workshop.file.graph, block), block.group, why))
     devices = {target.device: workshop.course.machine.device(target.device) for target in targets}
+    # For throughput as many requests are in flight as leave each instance cores of its own.
+    lanes = {target: len(instances_of(devices[target.device], target)) for target in targets}
+    most = {id_: math.lcm(*(count for target, count in lanes.items() if target.device == id_)) for id_ in devices}
+    if workshop.objective == "latency":
+        lanes, most = dict.fromkeys(lanes, 1), dict.fromkeys(most, 1)
     return Problem(
         tuple(blocks),
-        tuple(DeviceSpec(device.id, device.memory_bytes or float("inf")) for device in devices.values()),
-        tuple(TargetSpec(str(target), target.device, launch_s=launch[target]) for target in targets),
+        tuple(DeviceSpec(device.id, device.memory_bytes or math.inf, most[device.id]) for device in devices.values()),
+        tuple(
+            TargetSpec(str(target), target.device, most[target.device] // lanes[target], launch_s=launch[target])
+            for target in targets
+        ),
         flows_of(workshop.file.graph, workshop.blocks, workshop.size),
         tuple(links),
+        objective=workshop.objective,
     )
+
+
+def launch_s(workshop: Workshop, costs: Costs, target: Target) -> float:
+    """What calling a piece costs on a target, whatever is in it.
+
+    n blocks take c_1 + ... + c_n one by one, and T as one piece, which saves n - 1 calls: (sum(c) - T) / (n - 1). What
+    fusion saves is in it too, so it is no more than the shortest block; of several pieces the longest is asked.
+    """
+    known = costs.seconds[target]
+    shortest_s = min(known.values())
+    pieces = [
+        (len(blocks), whole_s, [known[number] for number in blocks])
+        for (where, blocks), whole_s in workshop.stretches.items()
+        if where == target and len(blocks) > 1 and known.keys() >= set(blocks)
+    ]
+    if not pieces:
+        return shortest_s
+    count, whole_s, alone = max(pieces)
+    return min(shortest_s, max(0.0, (sum(alone) - whole_s) / (count - 1)))
 
 
 def measure_links(devices: Mapping[str, Remote], machine: Machine) -> tuple[Link, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from edgert.partitioner.evaluate import evaluate
 from edgert.partitioner.problem import BlockSpec, DeviceSpec, Problem, TargetSpec
 from edgert.partitioner.solve import solve
 from edgert.planning.capability import Capability
-from edgert.planning.costs import Costs, problem_of
+from edgert.planning.costs import Costs, launch_s, problem_of
 from edgert.planning.predict import with_links
 from edgert.planning.workshop import Workshop, seconds
 from edgert.profile import Row, Target
@@ -43,6 +44,7 @@ class Proposal:
     rows: tuple[Row, ...] = field(compare=False)
     """What came of each piece as one segment."""
     predicted_s: float = field(compare=False)
+    """Of one request; for throughput the time between requests."""
     cause: str = field(compare=False)
     """Where it comes from, and why the pieces are where they are."""
 
@@ -95,7 +97,7 @@ def _one_target_a_group(workshop: Workshop, placement: Mapping[int, Target]) -> 
 def _fastest(workshop: Workshop, number: int, targets: Sequence[Target]) -> Target | None:
     rows = [workshop.ask([number], target) for target in targets]
     right = [row for row in rows if row.outcome == "ok"]
-    return min(right, key=seconds).target if right else None
+    return min(right, key=workshop.price).target if right else None
 
 
 def pieces_of(workshop: Workshop, placement: Placement) -> tuple[Piece, ...]:
@@ -119,6 +121,7 @@ def pieces_of(workshop: Workshop, placement: Placement) -> tuple[Piece, ...]:
 
 def by_cost(workshop: Workshop, costs: Costs, links: Sequence[Link]) -> list[Proposal]:
     """Solved on measured costs; then, since fused costs do not add, on costs corrected by what the pieces took."""
+    latency = workshop.objective == "latency"
     factors: dict[Target, float] = {}
     made: list[Proposal] = []
     for _ in range(_ROUNDS):
@@ -138,23 +141,25 @@ def by_cost(workshop: Workshop, costs: Costs, links: Sequence[Link]) -> list[Pro
         proposals = measured(workshop, placement, cause)
         if not proposals or proposals[0] in made:
             break
-        made += [with_links(workshop, each, links) for each in proposals]
+        made += [with_links(workshop, each, links) for each in proposals] if latency else proposals
         if not workshop.in_time:
             break
-        factors = _corrected(proposals[0], costs, factors)
+        factors = _corrected(workshop, proposals[0], costs, factors)
     return made
 
 
-def _corrected(proposal: Proposal, costs: Costs, before: Mapping[Target, float]) -> dict[Target, float]:
+def _corrected(
+    workshop: Workshop, proposal: Proposal, costs: Costs, before: Mapping[Target, float]
+) -> dict[Target, float]:
     """For each target: what its pieces took over what their blocks took alone, call overhead left out of both."""
     factors = dict(before)
     for target in {piece.target for piece in proposal.pieces} & costs.seconds.keys():
-        launch_s = min(costs.seconds[target].values())
+        launch = launch_s(workshop, costs, target)
         whole = parts = 0.0
         for piece, row in zip(proposal.pieces, proposal.rows, strict=True):
             if piece.target == target:
-                whole += max(0.0, seconds(row) - launch_s)
-                parts += sum(max(0.0, costs.seconds[target][number] - launch_s) for number in piece.blocks)
+                whole += max(0.0, seconds(row) - launch)
+                parts += sum(max(0.0, costs.seconds[target][number] - launch) for number in piece.blocks)
         if parts > 0:
             factors[target] = max(0.05, whole / parts)
     return factors
@@ -189,10 +194,18 @@ def measured(workshop: Workshop, placement: Placement, cause: str) -> list[Propo
     return [
         Proposal(
             tuple(Piece(row.target, piece.blocks) for piece, row in zip(pieces, rows, strict=True)), tuple(rows),
-            sum(map(seconds, rows)), cause,
+            _predicted(workshop, rows), cause,
         )
         for rows in choices
     ]  # fmt: skip
+
+
+def _predicted(workshop: Workshop, rows: Sequence[Row]) -> float:
+    """Of a chain of segments: their sum for one request, the most loaded device for throughput."""
+    load: defaultdict[str, float] = defaultdict(float)
+    for row in rows:
+        load[row.target.device] += workshop.price(row)
+    return sum(load.values()) if workshop.objective == "latency" else max(load.values())
 
 
 def short(name: str) -> str:

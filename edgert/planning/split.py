@@ -26,6 +26,7 @@ from edgert.planning.costs import measure_blocks, remembered_links
 from edgert.planning.predict import with_links
 from edgert.planning.proposals import Proposal, by_capability, by_cost, measured, short
 from edgert.planning.quarantine import Quarantine
+from edgert.planning.rates import contest_rates
 from edgert.planning.reference import LIMIT_S
 from edgert.planning.setting import Setting
 from edgert.planning.workshop import Workshop, reference_values
@@ -65,7 +66,8 @@ def consider(plan: Plan, setting: Setting) -> Plan:
             return plan
         try:
             workshop.values = _values(workshop, setting)
-            better = contest(plan, workshop, _proposals(workshop, entrants), setting)
+            judge = contest if workshop.objective == "latency" else contest_rates
+            better = judge(plan, workshop, _proposals(workshop, entrants, setting), setting)
         except _Quiet as error:
             workshop.note(str(error))
             better = plan
@@ -87,7 +89,7 @@ def _field(setting: Setting) -> Field | None:
     It can where several devices run the model (software ones only take part when the user names them), or where a
     target refuses the whole model, or gets it wrong at the model's own precision, and may be fast on a part of it.
     """
-    if not setting.reference.answers or setting.checker.random or setting.work.wish.objective != "latency":
+    if not setting.reference.answers or setting.checker.random:
         return None
     graph = setting.work.file.graph
     if any(value.name not in graph.producers for value in graph.outputs) or len(graph.nodes) < 2:
@@ -164,7 +166,7 @@ def _workshop(setting: Setting, folder: Path, file: ModelFile) -> Workshop:
         file, blocks_of(file.graph), course, work.wish.tolerance, Parts(course.source, parts, lambda: file),
         Quarantine(memory.folder, memory.machine),
         setting.tried.remote, lambda target: [other for other in setting.targets if _way(other) == _way(target)],
-        setting.say, memory=path,
+        setting.say, memory=path, objective=work.wish.objective,
         certain=setting.certain, deadline_s=max(course.deadline_s, time.monotonic() + _SHARE * course.budget_s),
     )  # fmt: skip
     workshop.load()
@@ -191,7 +193,7 @@ def _values(workshop: Workshop, setting: Setting) -> Mapping[str, Data]:
     raise _Quiet(f"no split was tried: the values inside the model are not to be had ({'; '.join(reasons)[:300]})")
 
 
-def _proposals(workshop: Workshop, entrants: Field) -> list[Proposal]:
+def _proposals(workshop: Workshop, entrants: Field, setting: Setting) -> list[Proposal]:
     """The best few ways to split, by what their segments took."""
     found = [everything(target, len(workshop.blocks)) for target in entrants.whole]
     for target in entrants.partial:
@@ -202,6 +204,8 @@ def _proposals(workshop: Workshop, entrants: Field) -> list[Proposal]:
     for placement, cause in by_capability(workshop, found):
         made += measured(workshop, placement, cause)
     useful = [each for each in found if each.taken]
+    whole = tuple(range(len(workshop.blocks)))
+    workshop.stretches |= {(target, whole): setting.whole[target].call_s for target in entrants.whole}
     if workshop.in_time and len(useful) > 1:
         costs = measure_blocks(workshop, useful)
         if costs.complete:

@@ -21,10 +21,12 @@ from edgert.errors import CacheUnwritable, ChildError, EdgertError
 from edgert.execution.segments import Parts
 from edgert.formats import ModelFile
 from edgert.graph import Value
+from edgert.machine import Device
 from edgert.measure import RUN_LIMIT_S
 from edgert.partitioner.blocks import Block, signature
 from edgert.partitioner.cuts import size_at
-from edgert.plan import Segment, Tolerance
+from edgert.plan import Objective, Segment, Tolerance
+from edgert.planning.choose import split_cores
 from edgert.planning.quarantine import Quarantine
 from edgert.planning.trials import Course, failed
 from edgert.profile import OutputError, Row, Target, Timing, row_from_json
@@ -58,6 +60,8 @@ class Workshop:
     """Told what is going on; raises `Cancelled` to end it."""
     values: Mapping[str, Data] = field(default_factory=dict)
     """The reference's, by name: the model's inputs and all that crosses between blocks."""
+    objective: Objective = "latency"
+    """Of the plan: whether a piece counts with the time of one request, or with its share of the requests in flight."""
     certain: bool = True
     """Whether these are confirmed, so that who differs from them is wrong."""
     deadline_s: float = 0.0
@@ -68,6 +72,8 @@ class Workshop:
     """(signature, target) -> what came of it."""
     notes: dict[str, None] = field(default_factory=dict)
     """What a reader of the plan should know, in order, each once."""
+    stretches: dict[tuple[Target, tuple[int, ...]], float] = field(default_factory=dict)
+    """(target, numbers of blocks) -> what they took there as one piece: tells what calling a piece costs in itself."""
     asked: int = 0
     """How many answers were asked of a backend, not remembered."""
     _saved_s: float = 0.0
@@ -113,14 +119,24 @@ class Workshop:
             known = self.answers[key] = self._try(blocks, target)
             if time.monotonic() - self._saved_s > _SAVE_EVERY_S:
                 self.save()
+        if known.outcome == "ok":
+            self.stretches[target, tuple(blocks)] = seconds(known)
         return known
 
     def with_threads(self, blocks: Sequence[int], target: Target) -> list[Row]:
-        """As `ask`, with each number of threads: those that are right, fastest first; else what came of `target`."""
+        """As `ask`, with each number of threads: those that are right, best first; else what came of `target`."""
         rows = [self.ask(blocks, target)]
         if rows[0].outcome == "ok":
             rows += [self.ask(blocks, other) for other in self.others(target) if other != target and self.in_time]
-        return sorted((row for row in rows if row.outcome == "ok"), key=seconds) or rows[:1]
+        return sorted((row for row in rows if row.outcome == "ok"), key=self.price) or rows[:1]
+
+    def price(self, row: Row) -> float:
+        """What a segment costs towards the objective, in seconds: its time; for throughput the time that it keeps its
+        device from other requests, of which as many run at once as it has instances.
+        """
+        if self.objective == "latency":
+            return seconds(row)
+        return seconds(row) / len(instances_of(self.course.machine.device(row.target.device), row.target))
 
     def note(self, text: str) -> None:
         """Add to the notes."""
@@ -188,6 +204,11 @@ class Workshop:
             store.write_json(self.memory, {"format": _FORMAT, "answers": rows})
         except CacheUnwritable as error:
             _log.warning("%s What was measured is forgotten.", error.message)
+
+
+def instances_of(device: Device, target: Target) -> list[tuple[int, ...]]:
+    """Cores of each instance that a segment gets in a plan for throughput; one without cores of its own elsewhere."""
+    return split_cores(device.cores, target.threads) if device.kind == "cpu" else [()]
 
 
 def seconds(row: Row) -> float:

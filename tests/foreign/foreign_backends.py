@@ -374,11 +374,27 @@ class Bends(Genuine):
     wrong = frozenset({"Tanh"})
 
 
+class Blind(Right):
+    """Sums over the axes that an input names, and takes a negative one for its absolute value."""
+
+    name = "blind"
+
+    def prepare(self, source, target, device, cache=None):
+        return Sum(self, target)
+
+
+class Sum(Line):
+    def run(self, inputs):
+        axes = tuple(abs(int(axis)) for axis in inputs["axes"])
+        return {"y": inputs["x"].sum(axis=axes, keepdims=True)}
+
+
 BY_NAME = {
     kind.name: kind
     for kind in (
         Right, CrashesInPrepare, HangsInPrepare, DiesInRace, HalfDies, Nan, OffByOnePercent, WrongShape, WrongDtype,
         NoOutput, WantsTooMuch, KilledForMemory, Slow, Refuses, Throws, Fickle, Picky, Fussy, DiesOnDemand, Lonely,
         Marks, Waits, Genuine, Crawls, Swift, Blunt, Trudges, Rowwise, Plods, Drags, Bends,
+        Blind,
     )
 }  # fmt: skip
