@@ -68,8 +68,10 @@ def start(
 
 def wants_executors(plan: Plan, isolation: Isolation = "auto") -> bool:
     """Whether a plan runs through executors: a target is no CPU, or its CPU segments have cores of their own."""
-    if isolation == "none" or sys.platform != "linux" or plan.residency is not None:
+    if isolation == "none" or sys.platform != "linux":
         return False
+    if plan.residency is not None or plan.controls is not None:
+        return False  # segments that take turns in memory, and inputs that are watched, have their own ways to run
     if any(not is_cpu(target) for target in plan.targets):
         return True
     return len(plan.segments) > 1 and all(instance.cores for instance in plan.instances)
