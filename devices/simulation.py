@@ -78,6 +78,8 @@ class Paper:
     """Of the memory that all devices of the machine share."""
     jitter: float
     """Standard deviation of the logarithm of a run's time."""
+    float_share: float
+    """Size of a float here over that in the model's file: 1/2 where float32 runs as float16."""
 
     @classmethod
     def of(cls, device: Device, precision: Precision) -> Paper:
@@ -100,6 +102,7 @@ class Paper:
             store_bytes=_number(device, "store_bytes", 0.0),
             dram_bytes_per_s=_number(device, "dram_bytes_per_s", math.inf),
             jitter=_number(device, "jitter", 0.0),
+            float_share=0.5 if precision == "f16" else 1.0,
         )
 
     def jittered(self, load: Load, chance: random.Random) -> Load:
@@ -172,17 +175,19 @@ class _Kernels:
                 self.kernel.append(self.count)
                 self.count += 1
 
-    def size(self, name: str) -> int:
+    def size(self, name: str) -> float:
         """Bytes of a value, free dimensions as 1."""
         value = self.graph.values.get(name)
-        return (value.size_bytes() if value is not None else 0) or 0
+        if value is None:
+            return 0.0
+        return (value.size_bytes() or 0) * (self.paper.float_share if value.dtype == "float32" else 1.0)
 
     def moved(self) -> list[float]:
         """Bytes to and from memory of each kernel."""
         reads: list[set[str]] = [set() for _ in range(self.count)]
         writes: list[set[str]] = [set() for _ in range(self.count)]
         outputs = {self._source(value.name) for value in self.graph.outputs}
-        stored = self.graph.weight_bytes <= self.paper.store_bytes
+        stored = sum(map(self.size, self.graph.constants)) <= self.paper.store_bytes
         for index, node in enumerate(self.graph.nodes):
             kernel = self.kernel[index]
             for name in map(self._source, node.reads):

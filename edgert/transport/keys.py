@@ -41,10 +41,12 @@ class KeyPair:
 
     @classmethod
     def random(cls) -> KeyPair:
-        """A new one."""
+        """A new one, whose public key does not look like an option of a command."""
         import zmq
 
         public, secret = zmq.curve_keypair()
+        while public.startswith(b"-"):
+            public, secret = zmq.curve_keypair()
         return cls(public.decode(), secret.decode())
 
 
