@@ -211,9 +211,6 @@ class Plan:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Input -> the shape that everything was measured at; empty where no input has a free dimension. The answer is
     right at any other, but another plan might be faster there: see `edgert.buckets`."""
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Input -> the shape that everything was measured at; empty where no input has a free dimension. The answer is
-    right at any other, but another plan might be faster there: see `edgert.buckets`."""
     controls: Controls | None = None
     """Set when the model has inputs that steer it; None for ordinary models, which pay nothing."""
     residency: Residency | None = None
@@ -317,7 +314,6 @@ class Plan:
             "notes": tuple(data["notes"]),
             "values": tuple(value_from_json(item) for item in data["values"]),
             "shapes": {name: tuple(shape) for name, shape in data["shapes"].items()},
-            "shapes": {name: tuple(shape) for name, shape in data["shapes"].items()},
             "controls": _controls(data["controls"]) if "controls" in data else None,
             "residency": _residency(data["residency"]) if "residency" in data else None,
         }
@@ -345,9 +341,6 @@ class Receipt:
     """Why it is degraded."""
     turns: int = 0
     """How many segments took turns in memory for this answer; 0 when all that ran was held."""
-    elsewhere: str = ""
-    """The shapes that the plan was measured at, such as 'x 1x16', where the request's are in another bucket: the answer
-    is right, but another plan might give it sooner. '' where they are in the plan's own."""
     elsewhere: str = ""
     """The shapes that the plan was measured at, such as 'x 1x16', where the request's are in another bucket: the answer
     is right, but another plan might give it sooner. '' where they are in the plan's own."""
