@@ -29,8 +29,13 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PYTHON = "3.11"
 WHEELS = HERE / "wheels.txt"
-LEFT_OUT = ("ai_edge_litert/libLiteRtWebGpuAccelerator.so", "ai_edge_litert/tools", "ai_edge_litert/aot")
-"""Of the wheels, what the CPU needs not: on arm64 17 of LiteRT's 41 MB."""
+LEFT_OUT = (
+    "ai_edge_litert/libLiteRtWebGpuAccelerator.so",
+    "ai_edge_litert/tools",
+    "ai_edge_litert/aot",
+    "ai_edge_litert/vendors",
+)
+"""Of the wheels, what the CPU needs not: on arm64 more than 17 of LiteRT's 41 MB."""
 COPYRIGHT = HERE / "copyright"
 
 
@@ -54,14 +59,19 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     )
 }
 
+DEPENDS = (
+    "python3 (>= 3.11)", "python3 (<< 3.12)",  # the wheels' own
+    "python3-numpy (>= 1:1.24)", "python3-numpy (<< 1:2)",  # tflite-runtime was built for numpy 1
+    "python3-zmq (>= 24)", "libc6 (>= 2.35)", "libgcc-s1", "libstdc++6 (>= 12)",
+    "systemd | systemd-standalone-sysusers | systemd-sysusers",
+)  # fmt: skip
 CONTROL = """\
 Package: edgert
 Version: {version}
 Architecture: {architecture}
 Maintainer: {maintainer}
 Installed-Size: {size_kib}
-Depends: python3 (>= 3.11), python3 (<< 3.12), python3-numpy (>= 1:1.24), python3-numpy (<< 1:2), python3-zmq (>= 24),
- libc6 (>= 2.35), libgcc-s1, libstdc++6 (>= 12), systemd | systemd-standalone-sysusers | systemd-sysusers
+Depends: {depends}
 Section: science
 Priority: optional
 Description: run each model the fastest correct way that this machine has
@@ -110,7 +120,7 @@ def build(architecture: Architecture, arguments: argparse.Namespace) -> Path:
         lay_out(tree, work)
         changelog(tree / "usr/share/doc/edgert", version, arguments.maintainer)
         lintian_overrides(tree / "usr/share/lintian/overrides", architecture)
-        _write(tree / "DEBIAN/control", CONTROL.format(
+        _write(tree / "DEBIAN/control", CONTROL.format(depends=", ".join(DEPENDS),
             version=version, architecture=architecture.debian, maintainer=arguments.maintainer,
             size_kib=sum(file.lstat().st_size for file in tree.rglob("*") if file.is_file()) // 1024 + 1,
         ))  # fmt: skip
@@ -136,12 +146,12 @@ def fetch(architecture: Architecture, cache: Path) -> list[Path]:
         lock.write_text("".join(locked(architecture)))
         tags = [f"manylinux2014_{architecture.machine}"]
         tags += [f"manylinux_2_{minor}_{architecture.machine}" for minor in architecture.glibc]
-        _run(
-            sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps",
-            "--require-hashes", "--only-binary", ":all:", "--implementation", "cp", "--python-version", PYTHON, "--abi", "cp311", "--abi",
-            "abi3", "--abi", "none", *(word for tag in tags for word in ("--platform", tag)), "-d", str(folder),
-            "-r", str(lock),
-        )  # fmt: skip
+        choice = ["--only-binary", ":all:", "--implementation", "cp", "--python-version", PYTHON]
+        choice += [word for abi in ("cp311", "abi3", "none") for word in ("--abi", abi)]
+        choice += [word for tag in tags for word in ("--platform", tag)]
+        quiet = ["-q", "--disable-pip-version-check"]
+        pip = [sys.executable, "-m", "pip", "download", *quiet, "--no-deps", "--require-hashes"]
+        _run(*pip, *choice, "-d", str(folder), "-r", str(lock))
         stamp.touch()
     return sorted(folder.glob("*.whl"))
 
