@@ -113,6 +113,55 @@ def recovery() -> Any:
     return {"told": told, "same": same}
 
 
+def executor() -> Any:
+    """A model through an executor of its own over ipc; the executor is killed, and no request is lost by it.
+
+    The planner keeps CPUs in the caller's process, so the executor is asked for one storey below `edgert.load`.
+    """
+    from dataclasses import replace
+
+    from edgert.devices.backend import Source
+    from edgert.execution import start
+    from edgert.execution.fleet import Fleet
+    from edgert.execution.limits import Limits
+
+    file = data.path("digits_i8.tflite")
+    with edgert.load(file, budget_s=BUDGET_S) as model:
+        feed = {model.inputs[0].name: _feed(model.inputs[0], _digits()[0][0])}
+        expected = dict(model.run(feed))
+        plan = replace(model.plan, fallbacks=(model.plan.targets[0],))
+    source = Source(file, plan.format, plan.inputs, plan.outputs, plan.own_precision)
+    patient = Limits(fewest_hang_s=120.0, lapse_s=120.0, start_s=300.0, prepare_s=300.0)
+    build = start._Build(plan, source, edgert.probe(), None, parts=None, transport="ipc")
+    with closing(Fleet(patient)) as fleet, closing(build.start(fleet)) as pipeline:
+        before = pipeline.run(feed)
+        member = next(iter(fleet._members.values()))
+        first = member.pid
+        os.kill(first, signal.SIGKILL)
+        during = pipeline.run(feed)
+        deadline_s = time.monotonic() + 300
+        while not any(event.kind == "restored" for event in pipeline.events()) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        after = pipeline.run(feed)
+        second = next(iter(fleet._members.values())).pid
+        kinds = [event.kind for event in pipeline.events()]
+    same = all(
+        np.array_equal(made.outputs[name], expected[name]) for made in (before, during, after) for name in expected
+    )
+    return {"same": same, "apart": os.getpid() not in (first, second), "again": first != second,
+            "reasons": [before.reason, during.reason, after.reason], "events": kinds}  # fmt: skip
+
+
+def memory_limit(name: str, limit_bytes: str) -> Any:
+    """A model under a memory limit: refused with the figures, or run in turns."""
+
+    def attempt() -> None:
+        with edgert.load(data.path(name), budget_s=BUDGET_S, memory_limit_bytes=int(limit_bytes)) as model:
+            model.run(_feed(model.inputs[0], _digits()[0][0]))
+
+    return _error(attempt)
+
+
 def orphan() -> Any:
     """A child of a parent that is killed: dead too, though nobody closed anything."""
     import subprocess
@@ -239,8 +288,8 @@ def _error(attempt: Callable[[], object]) -> Mapping[str, str]:
 
 CHECKS: Mapping[str, Callable[..., Any]] = {
     check.__name__: check
-    for check in (clusters, probe, digits, known, recovery, orphan, refusal, compile_bundle, run_bundle, clock,
-                  resident)
+    for check in (clusters, probe, digits, known, recovery, executor, memory_limit, orphan, refusal, compile_bundle,
+                  run_bundle, clock, resident)
 }  # fmt: skip
 
 if __name__ == "__main__":

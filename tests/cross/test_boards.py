@@ -122,6 +122,18 @@ def test_a_killed_child_is_told_and_replaced(on_board, record, name):
     record(name, "kill -9 of a child", "told as ChildDied, next answer the same")
 
 
+@each("zero2w", "pi4", "pi5", "pi2")
+def test_an_executor_answers_over_ipc_and_loses_no_request_when_it_is_killed(on_board, record, name):
+    answer = on_board(name).check("executor")
+    assert answer["same"]
+    assert answer["apart"]
+    assert answer["again"]
+    before, during, after = answer["reasons"]
+    assert (before, after) == ("", "")
+    assert "died of SIGKILL" in during
+    record(name, "executor over ipc, kill -9", "answered as a fallback that says why, then restored")
+
+
 @each("pi4", "pi2")
 def test_no_child_outlives_its_parent(on_board, record, name):
     assert on_board(name).check("orphan")["gone"]
