@@ -78,33 +78,33 @@ class Outcome:
         return self.ratio <= _ALLOWED and self.range_fraction <= 1e-4
 
 
-def build(path: Path, weights_bytes: int) -> Path:
+def build(path: Path, weights_bytes: int, wide: int = _WIDE) -> Path:
     """A chain of products with square matrices and ReLU, with external data beside it; written a matrix at a time."""
     import onnx
     from onnx import TensorProto, helper
 
-    count = max(2, weights_bytes // (4 * _WIDE**2))
+    count = max(2, weights_bytes // (4 * wide**2))
     rng = np.random.default_rng(0)
     nodes, tensors = [], []
     with open(path.with_name(path.name + ".data"), "wb") as file:
         for index in range(count):
-            tensor = TensorProto(name=f"w{index}", data_type=1, dims=[_WIDE, _WIDE], data_location=TensorProto.EXTERNAL)
-            entries = {"location": path.name + ".data", "offset": file.tell(), "length": 4 * _WIDE**2}
+            tensor = TensorProto(name=f"w{index}", data_type=1, dims=[wide, wide], data_location=TensorProto.EXTERNAL)
+            entries = {"location": path.name + ".data", "offset": file.tell(), "length": 4 * wide**2}
             for key, value in entries.items():
                 entry = tensor.external_data.add()
                 entry.key, entry.value = key, str(value)
             # He's scale keeps the variance through ReLU, so that the last layer's numbers mean something.
-            file.write((rng.standard_normal((_WIDE, _WIDE), np.float32) * np.float32((2 / _WIDE) ** 0.5)).tobytes())
+            file.write((rng.standard_normal((wide, wide), np.float32) * np.float32((2 / wide) ** 0.5)).tobytes())
             tensors.append(tensor)
             nodes.append(helper.make_node("MatMul", [f"x{index}", f"w{index}"], [f"h{index}"], name=f"product{index}"))
             nodes.append(helper.make_node("Relu", [f"h{index}"], [f"x{index + 1}"], name=f"relu{index}"))
-    ends = [helper.make_tensor_value_info(name, 1, [1, _WIDE]) for name in ("x0", f"x{count}")]
+    ends = [helper.make_tensor_value_info(name, 1, [1, wide]) for name in ("x0", f"x{count}")]
     graph = helper.make_graph(nodes, "big", ends[:1], ends[1:], tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), str(path))
     return path
 
 
-def compare(model: Path, limit_bytes: int, folder: Path, runs: int = 5) -> Outcome:
+def compare(model: Path, limit_bytes: int, folder: Path, runs: int = 5, budget_s: float = 10.0) -> Outcome:
     """The three processes, one after another.
 
     Args:
@@ -112,6 +112,7 @@ def compare(model: Path, limit_bytes: int, folder: Path, runs: int = 5) -> Outco
         limit_bytes: for each limited process.
         folder: for the cache and the answers.
         runs: of the model in each process.
+        budget_s: for planning under the limit.
     """
     environment = {**os.environ, "EDGERT_CACHE": str(folder / "cache")}
     # Looking at the machine for the first time takes memory of its own, once, whatever the model.
@@ -119,7 +120,7 @@ def compare(model: Path, limit_bytes: int, folder: Path, runs: int = 5) -> Outco
     held, answers = [], []
     for name, limit in (("planned", limit_bytes), ("again", limit_bytes), ("plain", 0)):
         answer = folder / f"{name}.npy"
-        arguments = [str(model), str(limit), str(runs), str(answer)]
+        arguments = [str(model), str(limit), str(runs), str(answer), str(budget_s if limit else 1.0)]
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.big_model", "--worker", *arguments],
             env=environment, stdout=subprocess.PIPE, text=True,
@@ -136,12 +137,12 @@ def compare(model: Path, limit_bytes: int, folder: Path, runs: int = 5) -> Outco
     return Outcome(weights, limit_bytes, tuple(held), worst / float(np.ptp(plain)))
 
 
-def work(model: Path, limit_bytes: int, runs: int, answer: Path) -> None:
+def work(model: Path, limit_bytes: int, runs: int, answer: Path, budget_s: float) -> None:
     """What a fresh process does; prints what it saw of itself as JSON."""
     started_s = time.perf_counter()
     with edgert.load(
         model, memory_limit_bytes=limit_bytes or None,
-        targets=None if limit_bytes else ["onnxruntime@*"], budget_s=10.0 if limit_bytes else 1.0,
+        targets=None if limit_bytes else ["onnxruntime@*"], budget_s=budget_s,
     ) as loaded:  # fmt: skip
         load_s = time.perf_counter() - started_s
         (value,) = loaded.inputs
@@ -219,8 +220,8 @@ def show(outcome: Outcome, *, as_json: bool) -> None:
 
 def main() -> int:
     if sys.argv[1:2] == ["--worker"]:
-        path, limit, runs, answer = sys.argv[2:]
-        work(Path(path), int(limit), int(runs), Path(answer))
+        path, limit, runs, answer, budget = sys.argv[2:]
+        work(Path(path), int(limit), int(runs), Path(answer), float(budget))
         return 0
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--weights", default="1GiB", type=size_bytes)

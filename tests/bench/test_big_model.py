@@ -9,13 +9,15 @@ import pytest
 
 import edgert
 from bench.big_model import build, compare
+from edgert.devices import memory
+from edgert.devices.probe import glance
 from edgert.errors import Infeasible
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 
 
 def test_the_limit_is_kept_and_the_answer_is_the_plain_runs(tmp_path):
-    outcome = compare(build(tmp_path / "big.onnx", 160 << 20), 180_000_000, tmp_path, runs=2)
+    outcome = compare(build(tmp_path / "big.onnx", 160 << 20, wide=1024), 180_000_000, tmp_path, runs=2, budget_s=1.0)
     planned, again, plain = outcome.held
     assert outcome.range_fraction <= 1e-4
     assert max(planned.own_bytes, again.own_bytes, again.tree_bytes) <= 1.15 * outcome.limit_bytes
@@ -24,10 +26,10 @@ def test_the_limit_is_kept_and_the_answer_is_the_plain_runs(tmp_path):
     assert plain.own_bytes > outcome.limit_bytes  # so the limit is one
 
 
-def test_a_block_that_does_not_fit_is_refused_with_the_figures(tmp_path, machine):
-    here = edgert.devices.memory.resident().now_bytes
+def test_a_block_that_does_not_fit_is_refused_with_the_figures(tmp_path):
+    here = memory.resident().now_bytes
     with pytest.raises(Infeasible, match=r"block 'product0' alone needs \d+ bytes .* too few") as caught:
-        edgert.load(build(tmp_path / "big.onnx", 64 << 20), memory_limit_bytes=here + (90 << 20), machine=machine,
+        edgert.load(build(tmp_path / "big.onnx", 64 << 20), memory_limit_bytes=here + (90 << 20), machine=glance(),
                     targets=["openvino@*"])  # fmt: skip
     assert caught.value.limit == "memory"
     assert caught.value.excess is not None
