@@ -20,7 +20,9 @@ from edgert.devices import probe as probing
 from edgert.devices.backend import Source
 from edgert.errors import Cancelled, Closed, EdgertError, MissingPackage, OptionError
 from edgert.execution import guard
-from edgert.execution.pipeline import Isolation, Made, Pipeline
+from edgert.execution.events import Event
+from edgert.execution.pipeline import Isolation, Made
+from edgert.execution.start import Running, start
 from edgert.feed import Feeder
 from edgert.formats import memo
 from edgert.graph import Value
@@ -126,11 +128,11 @@ def load(
     plan = memory.plan(wish, budget_s)
     if plan is not None and guard.has_room(plan):
         source = Source(file, plan.format, plan.inputs, plan.outputs, plan.own_precision)
-        return Model(Pipeline(plan, source, machine, memory.compiled(), isolation), source, machine)
+        return Model(start(plan, source, machine, memory.compiled(), isolation), source, machine)
     say = progress or (lambda _message, _share: None)
     assignment = Assignment(_open(file, model_digest), machine, wish, memory, budget_s, chosen, say)
     plan = planning.make_plan(assignment) if budget_s else planning.first_plan(assignment)
-    model = Model(Pipeline(plan, assignment.source, machine, memory.compiled(), isolation), assignment.source, machine)
+    model = Model(start(plan, assignment.source, machine, memory.compiled(), isolation), assignment.source, machine)
     if not budget_s and plan.residency is None:  # a search would hold more than the limit beside the model
         model.improve(assignment, isolation, lambda: asked or probing.probe(cache_dir=folder))
     return model
@@ -157,7 +159,7 @@ def _refuse_wishes(file: Path, objective: str, precision: str, **others: object)
 
 def _unpacked(found: unpack.Unpacked, isolation: Isolation) -> Model:
     try:
-        pipeline = Pipeline(found.plan, found.source, found.machine, found.compiled, isolation, parts=found.parts)
+        pipeline = start(found.plan, found.source, found.machine, found.compiled, isolation, parts=found.parts)
     except BaseException:
         found.release()
         raise
@@ -209,7 +211,7 @@ class Model:
     """A loaded model. Thread-safe; a context manager. Made by `edgert.load`."""
 
     def __init__(
-        self, pipeline: Pipeline, source: Source, machine: Machine, *,
+        self, pipeline: Running, source: Source, machine: Machine, *,
         reason: str = "", release: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """Args:
@@ -219,9 +221,9 @@ class Model:
         reason: why the plan itself is a fallback; every receipt says so.
         release: called once everything is closed.
         """
-        self._pipeline: Pipeline | None = pipeline
+        self._pipeline: Running | None = pipeline
         self._reason, self._release = reason, release
-        self._retired: list[Pipeline] = []
+        self._retired: list[Running] = []
         self._source = source
         self._machine = machine
         self._lock = threading.Lock()
@@ -278,19 +280,39 @@ class Model:
         made = pipeline.run(feed)
         return self._result(pipeline, made, perf_counter() - started_s, elsewhere)
 
-    def submit(self, inputs: Inputs) -> Future[Result]:
-        """As `run`, in edgert's own threads: returns at once. Inputs are checked before it returns.
+    def submit(self, inputs: Inputs, *, deadline_s: float | None = None, priority: int = 0) -> Future[Result]:
+        """As `run`, in edgert's own threads and executors: returns at once. Inputs are checked before it returns.
+
+        Args:
+            inputs: as for `run`; their arrays must stay as they are until the answer is there.
+            deadline_s: seconds from now; when they are over the future ends with `DeadlineExceeded`.
+            priority: higher goes first.
+
+        Returns:
+            A future; `cancel()` calls off what was not begun (on executors: what was not answered).
 
         Raises:
             InputError, Closed: at once; whatever else `run` raises comes out of the future.
+            Overloaded: at once, when too many requests wait or the answer would come after the deadline.
         """
+        if deadline_s is not None and not deadline_s > 0:
+            raise OptionError(f"deadline_s={deadline_s!r} is not a time to come.", "Pass seconds, more than 0.")
         pipeline = self._open()
         feed = self._feed(inputs)
         other, elsewhere = self._for_shapes(pipeline, feed) if self._axes else (None, "")
         if other is not None:
-            return other.submit(feed)
+            return other.submit(feed, deadline_s=deadline_s, priority=priority)
         started_s = perf_counter()
-        return pipeline.submit(feed, lambda made: self._result(pipeline, made, perf_counter() - started_s, elsewhere))
+        return pipeline.submit(
+            feed, lambda made: self._result(pipeline, made, perf_counter() - started_s, elsewhere),
+            deadline_s=deadline_s, priority=priority,
+        )  # fmt: skip
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """What happened to the executors that run it, oldest first: lost, restored, ...; empty without executors."""
+        pipeline = self._open()
+        return pipeline.events()
 
     def close(self) -> None:
         """Release everything; later calls raise `Closed`. Closing twice is harmless."""
@@ -299,8 +321,10 @@ class Model:
             pipelines = [*self._retired, self._pipeline] if self._pipeline else self._retired
             self._pipeline, self._retired = None, []
             others, self._others = [other for other in self._others.values() if other is not self], {}
-        for part in (*pipelines, *others):
-            part.close()
+        for pipeline in pipelines:
+            pipeline.close()
+        for other in others:
+            other.close()
         self._release()
 
     def __enter__(self) -> Model:
@@ -335,7 +359,7 @@ class Model:
                         replace(assignment, machine=machine, memory=memory, budget_s=DEFAULT_BUDGET_S),
                         self._stop.is_set,
                     )
-                better = Pipeline(plan, self._source, machine, memory.compiled(), isolation)
+                better = start(plan, self._source, machine, memory.compiled(), isolation)
             except Cancelled:
                 return
             except RuntimeError as error:
@@ -350,7 +374,7 @@ class Model:
         self._improving = threading.Thread(target=work, name=f"improve {self._source.path.name}", daemon=True)
         self._improving.start()
 
-    def _swap(self, better: Pipeline) -> None:
+    def _swap(self, better: Running) -> None:
         with self._lock:
             if self._pipeline is None:  # closed meanwhile
                 better.close()
@@ -376,7 +400,7 @@ class Model:
         """The plan, and those of the other shape buckets that were asked for and need one of their own."""
         return self.plan, *(other.plan for other in self._others.values() if other is not self)
 
-    def _for_shapes(self, pipeline: Pipeline, feed: Mapping[str, Data]) -> tuple[Model | None, str]:
+    def _for_shapes(self, pipeline: Running, feed: Mapping[str, Data]) -> tuple[Model | None, str]:
         """Which other model answers a request of these shapes, if one does; else what its receipt says of them."""
         plan = pipeline.plan
         if not plan.shapes:  # nothing was measured
@@ -389,16 +413,16 @@ class Model:
             return None, text_of(self._axes, plan.shapes)
         return (None, "") if other is self else (other, "")
 
-    def _result(self, pipeline: Pipeline, made: Made, run_s: float, elsewhere: str) -> Result:
+    def _result(self, pipeline: Running, made: Made, run_s: float, elsewhere: str) -> Result:
         reason = made.reason if not self._reason else "; ".join(filter(None, (self._reason, made.reason)))
         turns = len(pipeline.plan.segments) if pipeline.plan.residency is not None else 0
+        verified = pipeline.checked(made.targets) if made.confirmed is None else made.confirmed
         receipt = Receipt(
-            pipeline.plan.id, made.targets, bool(reason), pipeline.checked(made.targets), run_s, reason, turns,
-            elsewhere,
+            pipeline.plan.id, made.targets, bool(reason), verified, run_s, reason, turns, elsewhere,
         )  # fmt: skip
         return Result(made.outputs, receipt)
 
-    def _open(self) -> Pipeline:
+    def _open(self) -> Running:
         pipeline = self._pipeline
         if pipeline is None:
             raise self._closed()

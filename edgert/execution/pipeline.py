@@ -16,19 +16,24 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 
 from edgert.devices import backend
 from edgert.devices.backend import Runnable, Source
 from edgert.devices.host import pin_thread
 from edgert.devices.remote import Remote
 from edgert.errors import Closed, DeviceLost, EdgertError, RunFailed
+from edgert.execution.events import Events
 from edgert.execution.segments import Parts, Relay, Step, parts_of
 from edgert.execution.streaming import LEAN_FOLDER, LeanParts, Piece, Streamed, extents_of
+from edgert.execution.workers import Workers
 from edgert.machine import Machine
 from edgert.plan import Instance, Plan, Residency
 from edgert.profile import Target
 from edgert.tensor import Data
+
+if TYPE_CHECKING:  # with the checks: ordinary models need none of them
+    from edgert.execution.controls import Watch
 
 _log = logging.getLogger(__name__)
 Isolation: TypeAlias = Literal["auto", "none"]
@@ -48,6 +53,8 @@ class Made:
     """That ran, in the order of the plan's segments."""
     reason: str
     """Why not the plan's targets; '' when it was."""
+    confirmed: bool | None = None
+    """Whether a reference confirmed this very answer; None where it is as confirmed as its targets are."""
 
     @property
     def target(self) -> Target:
@@ -172,7 +179,7 @@ class Pipeline:
         self._lock = threading.Lock()
         self._closed = False
         self._remotes: list[Remote] = []
-        self._workers: ThreadPoolExecutor | None = None
+        self._workers: Workers | None = None
         self.verified = verified_targets(plan)
         self._ladder = (plan.targets, *((target,) for target in plan.fallbacks))
         """Targets of each rung: those of the plan's segments, then for the whole model."""
@@ -180,6 +187,7 @@ class Pipeline:
         self._rung = 0
         self._why = ""
         self._current = self._climb(0, plan.instances)
+        self._watch = None if plan.controls is None else self._watched()
 
     def run(self, inputs: Mapping[str, Data]) -> Made:
         """One request, on the first rung of the ladder that answers.
@@ -190,19 +198,34 @@ class Pipeline:
                 with the inputs, and the plan stays as it was.
             Closed: after `close`.
         """
+        if self._watch is not None:
+            return self._watch.run(inputs, self._run)
+        return self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, Data]) -> Made:
         current = self._current
         try:
             return Made(current.run(inputs), current.targets, self._why)
         except EdgertError as error:
             return self._rescue(current, error, lambda prepared: prepared.run(inputs))
 
-    def submit(self, inputs: Mapping[str, Data], finish: Callable[[Made], Answer]) -> Future[Answer]:
-        """As `run`, in one of the pipeline's own threads, of which there are as many as instances."""
+    def submit(
+        self, inputs: Mapping[str, Data], finish: Callable[[Made], Answer], *, deadline_s: float | None = None,
+        priority: int = 0,
+    ) -> Future[Answer]:  # fmt: skip
+        """As `run`, in one of the pipeline's own threads, of which there are as many as instances.
+
+        Args:
+            inputs: as for `run`.
+            finish: makes the future's result.
+            deadline_s, priority: see `Workers.submit`; so for what it raises.
+        """
         with self._lock:
             self._check_open()
             if self._workers is None:
-                self._workers = ThreadPoolExecutor(self._current.width, thread_name_prefix="edgert")
-            return self._workers.submit(self._work, inputs, finish)
+                self._workers = Workers(self._current.width, self._source.path.name)
+            workers = self._workers
+        return workers.submit(lambda: self._work(inputs, finish), deadline_s=deadline_s, priority=priority)
 
     def close(self) -> None:
         """Finish what runs, release everything. Closing twice is harmless."""
@@ -210,12 +233,19 @@ class Pipeline:
             self._closed = True
             workers, self._workers = self._workers, None
         if workers is not None:
-            workers.shutdown()
+            workers.close()
         self._current.close()
+        if self._watch is not None:
+            self._watch.close()
         for remote in self._remotes:
             remote.close()
         if self._temporary is not None:
             self._temporary.cleanup()
+
+    @property
+    def events(self) -> Events:
+        """Nothing happens to executors where there are none."""
+        return Events()
 
     def checked(self, targets: tuple[Target, ...]) -> bool:
         """Whether the numbers of what ran were confirmed by a reference."""
@@ -224,12 +254,24 @@ class Pipeline:
         return targets[0] in self.verified
 
     def _work(self, inputs: Mapping[str, Data], finish: Callable[[Made], Answer]) -> Answer:
+        if self._watch is not None:
+            return finish(self._watch.run(inputs, self._run_pinned))
+        return finish(self._run_pinned(inputs))
+
+    def _run_pinned(self, inputs: Mapping[str, Data]) -> Made:
+        """As `_run`, on the instance's own cores."""
         current = self._current
         try:
-            made = Made(current.run_pinned(inputs), current.targets, self._why)
+            return Made(current.run_pinned(inputs), current.targets, self._why)
         except EdgertError as error:
-            made = self._rescue(current, error, lambda prepared: prepared.run_pinned(inputs))
-        return finish(made)
+            return self._rescue(current, error, lambda prepared: prepared.run_pinned(inputs))
+
+    def _watched(self) -> Watch:
+        """Who checks new values of inputs that steer the model."""
+        from edgert.execution.controls import Watch, reference  # as above
+
+        evaluate = reference(self._source, self._machine)
+        return Watch(self.plan, evaluate, lambda target: self._prepare(target, (Instance(0),), self._source))
 
     def _rescue(self, failed: _Rung, error: EdgertError, run: Callable[[_Rung], dict[str, Data]]) -> Made:
         """Answer from the next rung that can, and stay there; another thread may have climbed already."""

@@ -20,15 +20,16 @@ from edgert.feed import Feeder
 from edgert.formats import ModelFile
 from edgert.graph import Graph
 from edgert.machine import Machine
-from edgert.plan import Plan, Segment, Verification
+from edgert.plan import Controls, Plan, Segment, Verification
 from edgert.planning.candidates import LAST_RESORT, Candidates, candidates
 from edgert.planning.choose import Choice, check, fastest, latency_choice, standing, throughput_choice
 from edgert.planning.reference import Checker, Reference, evaluate, settle
 from edgert.planning.remember import Memory, Wish
 from edgert.planning.trials import Course, Trial, Trials
 from edgert.profile import Row, Target, Timing
-from edgert.samples import digest_of, synthesise
+from edgert.samples import controls, digest_of, synthesise
 from edgert.tensor import Data
+from edgert.verify import draws_random_numbers
 
 __all__ = ["Assignment", "Memory", "Wish", "first_plan", "make_plan", "user_samples"]
 
@@ -91,7 +92,8 @@ def make_plan(assignment: Assignment, cancelled: Callable[[], bool] = lambda: Fa
         else:
             with Trials(course) as work:
                 plan = _measured(assignment, found, course, work, say)
-    plan = replace(plan, shapes=_measured_shapes(assignment.file.graph, samples))
+    steering = plan.controls or _controls(assignment, plan, samples)
+    plan = replace(plan, shapes=_measured_shapes(assignment.file.graph, samples), controls=steering)
     assignment.memory.keep_plan(wish, plan)
     assignment.memory.keep_rows(wish.samples, plan.verification.reference, plan.candidates)
     return plan
@@ -138,6 +140,20 @@ def _samples(assignment: Assignment) -> list[Mapping[str, Data]]:
     except OptionError as error:
         _log.warning("%s: no inputs to check and time on: %s", assignment.file.path.name, error)
         return []
+
+
+def _controls(assignment: Assignment, plan: Plan, samples: Sequence[Mapping[str, Data]]) -> Controls | None:
+    """The inputs that steer the model, and the values of them that were checked: none where nothing confirmed the plan.
+
+    None for a model without such inputs, for random numbers, and for one whose memory has no room for a second opinion.
+    """
+    graph = assignment.file.graph
+    names = controls(graph)
+    if not names or plan.residency is not None or draws_random_numbers(graph):
+        return None
+    plain = samples[: len(samples) - 1] if _corners(assignment) else samples
+    sets = [{name: sample.get(name) for name in names} for sample in plain] if plan.verification.reference else []
+    return Controls(names, tuple(dict.fromkeys(digest_of([each]) for each in sets)), assignment.wish.tolerance)
 
 
 def _corners(assignment: Assignment) -> bool:
@@ -195,7 +211,9 @@ def _untried(assignment: Assignment, trials: Sequence[Trial], found: Candidates)
     others = dict.fromkeys(trial.row.target for trial in trials if trial.prepared)
     plan = _plan(assignment, latency_choice(rows), found, Reference("", reason=reason))
     fallbacks = [target for target in others if target.backend != rows[0].target.backend]
-    return replace(plan, fallbacks=tuple(fallbacks))
+    # What the caller sends first is then checked in their place.
+    first = None if draws_random_numbers(assignment.file.graph) else Controls((), (), assignment.wish.tolerance)
+    return replace(plan, fallbacks=tuple(fallbacks), controls=first)
 
 
 def _last_resort(

@@ -17,13 +17,14 @@ import numpy as np
 
 from edgert.errors import OptionError
 from edgert.graph import Graph, Value
+from edgert.samples.controls import controls
 from edgert.samples.draw import draw
 from edgert.samples.rules import SEQUENCE_LENGTH, fact_of, is_opened, is_sequence, map_of
 from edgert.samples.scope import Scope
 from edgert.samples.sizes import resolve
 from edgert.tensor import Data, dtype_of, shape_text, size_bytes
 
-__all__ = ["digest_of", "synthesise"]
+__all__ = ["controls", "digest_of", "synthesise"]
 
 _LARGEST_BYTES = 1 << 32
 """Of one input: no model takes more at once, a damaged file may say anything."""
