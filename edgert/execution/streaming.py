@@ -197,6 +197,11 @@ class LeanParts(Parts):
         store.write_json(seal(path), {**_facts(path, list(files)), "ranges": [list(each) for each in ranges]})
 
 
+def files_of(path: Path) -> tuple[Path, ...]:
+    """A segment's file and those that it reads."""
+    return tuple(dict.fromkeys(extent.path for extent in extents_of(path)))
+
+
 def extents_of(path: Path) -> tuple[Extent, ...]:
     """What running a segment reads: of what `LeanParts` wrote its own part of the shared weights, else all files."""
     try:
