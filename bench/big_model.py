@@ -1,8 +1,9 @@
 """A model larger than its memory limit: what it holds, how fast it is, and that its answer is the plain run's.
 
-    python -m bench.big_model [--weights 1GB] [--limit 300MB] [--runs 5] [--folder DIR] [--json]
+    python -m bench.big_model [--weights 1GB] [--limit 300MB] [--format onnx|tflite] [--runs 5]
+        [--folder DIR] [--json]
 
-Builds a chain of matrix products with ReLU (f32, weights as external data), then, each in a fresh process:
+Builds a chain of matrix products with ReLU (f32; of an .onnx the weights are external data), then, each in a fresh process:
 
     planned     the first load under the limit, which cuts, tries and checks, and its runs
     again       a load from the cache under the limit, and its runs
@@ -34,6 +35,8 @@ from edgert.devices import memory
 _WIDE = 2048
 """Of each matrix; one is 16.8 MB."""
 _PROBE = "from edgert import store; from edgert.devices.probe import probe; probe(cache_dir=store.folder())"
+_PLAIN = {".onnx": "onnxruntime@*", ".tflite": "litert@*"}
+"""What gives the plain run's answer."""
 _ALLOWED = 1.15
 """Peak over limit that counts as kept."""
 
@@ -104,6 +107,43 @@ def build(path: Path, weights_bytes: int, wide: int = _WIDE) -> Path:
     return path
 
 
+def build_tflite(path: Path, weights_bytes: int, wide: int = _WIDE) -> Path:
+    """The same chain as a .tflite of fully connected layers with ReLU, less than 2 GiB."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    count = max(2, weights_bytes // (4 * wide**2))
+    rng = np.random.default_rng(0)
+    model, graph = schema.ModelT(), schema.SubGraphT()
+    model.version, model.subgraphs, model.buffers = 3, [graph], [schema.BufferT()]
+    model.operatorCodes = [schema.OperatorCodeT()]
+    model.operatorCodes[0].builtinCode = schema.BuiltinOperator.FULLY_CONNECTED
+    graph.tensors, graph.operators, graph.inputs, graph.outputs = [], [], [0], [2 * count]
+    names = ["x0", *(name for index in range(count) for name in (f"w{index}", f"x{index + 1}"))]
+    for name in names:
+        tensor = schema.TensorT()
+        tensor.name, tensor.type = name.encode(), schema.TensorType.FLOAT32
+        tensor.shape = [wide, wide] if name.startswith("w") else [1, wide]
+        if name.startswith("w"):
+            buffer = schema.BufferT()
+            values = rng.standard_normal((wide, wide), np.float32) * np.float32((2 / wide) ** 0.5)
+            buffer.data = values.reshape(-1).view(np.uint8)
+            tensor.buffer = len(model.buffers)
+            model.buffers.append(buffer)
+        graph.tensors.append(tensor)
+    for index in range(count):
+        operator = schema.OperatorT()
+        operator.inputs, operator.outputs = [2 * index, 2 * index + 1, -1], [2 * index + 2]
+        operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
+        operator.builtinOptions = schema.FullyConnectedOptionsT()
+        operator.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.RELU
+        graph.operators.append(operator)
+    builder = flatbuffers.Builder(4 * count * wide**2 + (1 << 20))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(builder.Output())
+    return path
+
+
 def compare(model: Path, limit_bytes: int, folder: Path, runs: int = 5, budget_s: float = 10.0) -> Outcome:
     """The three processes, one after another.
 
@@ -133,7 +173,7 @@ def compare(model: Path, limit_bytes: int, folder: Path, runs: int = 5, budget_s
         answers.append(np.load(answer))
     plain = answers[-1]
     worst = max(float(np.abs(answer - plain).max()) for answer in answers)
-    weights = sum(path.stat().st_size for path in model.parent.glob(f"{model.name}.data"))
+    weights = sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*"))
     return Outcome(weights, limit_bytes, tuple(held), worst / float(np.ptp(plain)))
 
 
@@ -142,7 +182,7 @@ def work(model: Path, limit_bytes: int, runs: int, answer: Path, budget_s: float
     started_s = time.perf_counter()
     with edgert.load(
         model, memory_limit_bytes=limit_bytes or None,
-        targets=None if limit_bytes else ["onnxruntime@*"], budget_s=budget_s,
+        targets=None if limit_bytes else [_PLAIN[model.suffix]], budget_s=budget_s,
     ) as loaded:  # fmt: skip
         load_s = time.perf_counter() - started_s
         (value,) = loaded.inputs
@@ -226,13 +266,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--weights", default="1GiB", type=size_bytes)
     parser.add_argument("--limit", default="300MB", type=size_bytes)
+    parser.add_argument("--format", default="onnx", choices=["onnx", "tflite"])
     parser.add_argument("--runs", default=5, type=int)
     parser.add_argument("--folder", type=Path, help="instead of a temporary one")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgert-big-", dir=options.folder) as temporary:
         folder = Path(temporary)
-        model = build(folder / "big.onnx", options.weights)
+        make = {"onnx": build, "tflite": build_tflite}[options.format]
+        model = make(folder / f"big.{options.format}", options.weights)
         outcome = compare(model, options.limit, folder, options.runs)
     show(outcome, as_json=options.json)
     return 0 if outcome.met else 1

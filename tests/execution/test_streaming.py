@@ -12,6 +12,7 @@ import pytest
 
 from edgert.devices import backend
 from edgert.errors import PrepareRefused, RunFailed
+from edgert.execution.segments import Parts
 from edgert.execution.streaming import LeanParts, Piece, Streamed, extents_of
 from edgert.formats import open_model
 from edgert.machine import Device
@@ -137,6 +138,23 @@ def test_a_copy_that_changed_is_made_again(tmp_path):
         file.write(b"\0" * 4096)
     assert parts.file(_segment(model).nodes) == path
     assert copy.read_bytes() == (tmp_path / "model" / "chain.onnx.data").read_bytes()
+
+
+def test_a_tflite_whose_weights_lie_behind_its_tables_gives_the_same_numbers(tmp_path):
+    from bench.big_model import build_tflite
+
+    model = open_model(build_tflite(tmp_path / "chain.tflite", 3 * 4 * 256**2, wide=256))
+    inputs, outputs = model.graph.boundary(frozenset({0, 1}))
+    target = Target.parse("litert+builtin@cpu:0/f32/1t")
+    segment = Segment(target, tuple(node.name for node in model.graph.nodes[:2]), inputs, outputs)
+    x = np.random.default_rng(0).standard_normal((1, 256)).astype(np.float32)
+    answers = []
+    for parts in (Parts(_source(model), tmp_path / "plain"), LeanParts(_source(model), tmp_path / "lean")):
+        runnable = backend("litert").prepare(parts.source(segment, model.graph.values), target, CPU)
+        answers.append(runnable.run({"x0": x})["x2"])
+        runnable.close()
+    np.testing.assert_array_equal(*answers)
+    assert np.ptp(answers[0]) > 0
 
 
 def _source(model):
