@@ -30,6 +30,8 @@ _MARK_DESCRIPTOR = -7777
 """As in icount.c."""
 WARM_UP = 2
 """Runs before the first mark: kernels are chosen and buffers made then."""
+RUNS = 5
+"""Other threads of the interpreter wake now and then, and their instructions count too: not in each of so many."""
 
 
 def mark(number: int) -> None:
@@ -39,17 +41,16 @@ def mark(number: int) -> None:
 
 
 def count(run: Callable[[], object], job: int) -> None:
-    """Marks of one run and of two: their difference is one run without what the marks themselves cost."""
+    """Marks around nothing, then around each of some runs: the host takes the least, less what a mark costs."""
     for _ in range(WARM_UP):
         run()
     gc.collect()
     gc.disable()
-    mark(10 * job)
-    run()
-    mark(10 * job + 1)
-    run()
-    run()
-    mark(10 * job + 2)
+    mark(100 * job)
+    mark(100 * job + 1)
+    for number in range(RUNS):
+        run()
+        mark(100 * job + 2 + number)
     gc.enable()
 
 

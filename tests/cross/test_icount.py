@@ -24,13 +24,28 @@ def test_a_row_that_the_table_has_not_is_named():
     assert "not in icount.json" in words
 
 
+def test_a_call_may_add_no_more_than_its_share():
+    counts = {"pi4 m-i8.onnx onnxruntime": 1000, "pi4 m-i8.onnx onnxruntime call": 10}
+    assert icount.compare(counts, counts) == []
+    (words,) = icount.compare({**counts, "pi4 m-i8.onnx onnxruntime call": 11}, counts)
+    assert "1.10%" in words
+
+
+def test_the_section_has_a_column_a_board_and_a_row_a_model_and_library():
+    text = icount.section({**TABLE, "pi5 m-f32.onnx onnxruntime": 2_500_000})
+    assert "| model | library | pi4 | pi5 |" in text
+    assert "| m-f32.onnx | onnxruntime | 0.00 | 2.50 |" in text
+    assert "| m.onnx | 0.60 |  |" in text
+    assert "| m-i8.onnx onnxruntime | 7 (1.17%) |  |" in text
+
+
 def test_a_ratio_is_taken_on_the_best_way_of_each_precision():
     more = {**TABLE, "pi4 m-i8.onnx other": 500, "pi4 m-f32.onnx other": 2000}
     assert icount.ratios(more) == [("pi4 m.onnx", pytest.approx(0.5))]
 
 
-def test_one_run_is_two_less_one_so_that_marks_cost_nothing():
-    marks = {20: 1000, 21: 1000 + 50 + 3, 22: 1000 + 50 + 3 + 100 + 3}
+def test_one_run_is_the_least_of_some_without_what_a_mark_costs():
+    marks = {200: 1000, 201: 1003, 202: 1003 + 53, 203: 1003 + 53 + 60, 100: 7, 300: 9}
     assert icount._one_run(marks, 2) == 50
 
 
