@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import platform
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -88,12 +89,31 @@ def glance(root: Path = Path("/")) -> Machine:
     infos = tuple(installed(name) for name in devices.names())
     ours = [info.name for info in infos if info.usable and info.name in devices.BACKENDS and info.name != SIMULATED]
     return Machine(
-        architecture=platform.machine(),
+        architecture=architecture(),
         devices=clusters,
         backends=infos,
         reaches=tuple(Reach(name, device.id) for name in ours for device in clusters),
         system=_system(root),
     )
+
+
+def architecture(kernel: str = "", pointer_bytes: int = struct.calcsize("P")) -> str:
+    """What this Python runs as, as pip names it: 'x86_64', 'aarch64', 'armv7l'.
+
+    The kernel tells its own: a 32-bit Raspberry Pi OS has a 64-bit one, and takes no wheel for aarch64.
+
+    Args:
+        kernel: `platform.machine()` of another machine; else of this one.
+        pointer_bytes: of the Python there.
+    """
+    kernel = kernel or platform.machine()
+    return _NARROW.get(kernel, kernel) if pointer_bytes == 4 else kernel
+
+
+_NARROW: Mapping[str, str] = {  # 64-bit kernel -> what its 32-bit programs run as
+    "aarch64": "armv7l", "arm64": "armv7l", "armv8l": "armv7l", "armv8b": "armv7l", "x86_64": "i686", "AMD64": "x86",
+    "riscv64": "riscv32",
+}  # fmt: skip
 
 
 def installed(name: str) -> BackendInfo:
@@ -286,8 +306,10 @@ def _version(distribution: str) -> str:
 
 
 def _system(root: Path) -> str:
-    """Kernel and distribution, for people."""
+    """Kernel and distribution, for people; and that the programs are narrower than the kernel, where they are."""
     kernel = f"{platform.system()} {platform.release()}"
+    if platform.machine() != architecture():
+        kernel += f" ({platform.machine()}, running {architecture()} programs)"
     try:
         release = platform.freedesktop_os_release() if root == Path("/") else {}
     except OSError:  # not Linux, or a minimal image

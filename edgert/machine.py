@@ -91,7 +91,7 @@ class Machine:
     """Devices, links and backends of one box."""
 
     architecture: str
-    """`platform.machine()`: x86_64, aarch64, armv7l."""
+    """What programs run as: x86_64, aarch64, armv7l (also on a 64-bit kernel, where the programs are 32-bit)."""
     devices: tuple[Device, ...]
     backends: tuple[BackendInfo, ...]
     reaches: tuple[Reach, ...]

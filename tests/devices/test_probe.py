@@ -231,3 +231,20 @@ def test_a_cluster_whose_check_crashes_leaves_the_others_theirs():
     little = dataclasses.replace(CPU, id="cpu:1")
     _, reaches = examined("choosy", found=(CPU, little))
     assert [(reach.device, reach.health) for reach in reaches] == [("cpu:0", "failed"), ("cpu:1", "ok")]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "pointer_bytes", "runs_as"),
+    [("aarch64", 8, "aarch64"), ("aarch64", 4, "armv7l"), ("armv8l", 4, "armv7l"), ("armv7l", 4, "armv7l"),
+     ("armv6l", 4, "armv6l"), ("x86_64", 4, "i686"), ("x86_64", 8, "x86_64")],
+)  # fmt: skip
+def test_a_32_bit_system_on_a_64_bit_kernel_is_not_taken_for_what_the_kernel_is(kernel, pointer_bytes, runs_as):
+    assert probe.architecture(kernel, pointer_bytes) == runs_as
+
+
+def test_people_are_told_that_programs_are_narrower_than_the_kernel(monkeypatch):
+    monkeypatch.setattr(probe.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(probe, "architecture", lambda: "armv7l")
+    seen = probe.glance()
+    assert seen.architecture == "armv7l"
+    assert "(aarch64, running armv7l programs)" in seen.system
