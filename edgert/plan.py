@@ -144,6 +144,28 @@ class Residency:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedBlock:
+    """A block of a model that was looked at in pieces: where it runs, and what it would take elsewhere."""
+
+    name: str
+    """Of its first node."""
+    ops: tuple[str, ...]
+    """Of its nodes, each once, in their order."""
+    nodes: int
+    """How many."""
+    segment: int
+    """Index into `Plan.segments`."""
+    joined: str
+    """Names of the rules that keep its nodes together; '' for a single one."""
+    predicted_s: float
+    """Its share of its segment's time, as the solver had it: alone, less the call; 0 when it was not measured."""
+    alone_s: Mapping[str, float]
+    """Target -> fastest run of it alone, the call included."""
+    refused: Mapping[str, str]
+    """Target -> why it does not run there: 'refused: ...', 'wrong: ...', as a row of a profile has it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
     """How the plan's answer was checked."""
 
@@ -208,6 +230,8 @@ class Plan:
     tidied: str = ""
     """Digest of the tidied-up model that the segments are cut from; '' for the model itself. A node that no segment
     names was then folded into its neighbours."""
+    blocks: tuple[PlacedBlock, ...] = ()
+    """Of a model that was looked at in pieces, in an order in which they can run; empty where no split was tried."""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Input -> the shape that everything was measured at; empty where no input has a free dimension. The answer is
     right at any other, but another plan might be faster there: see `edgert.buckets`."""
@@ -313,6 +337,7 @@ class Plan:
             "optional_inputs": tuple(data["optional_inputs"]),
             "notes": tuple(data["notes"]),
             "values": tuple(value_from_json(item) for item in data["values"]),
+            "blocks": tuple(PlacedBlock(**{**item, "ops": tuple(item["ops"])}) for item in data["blocks"]),
             "shapes": {name: tuple(shape) for name, shape in data["shapes"].items()},
             "controls": _controls(data["controls"]) if "controls" in data else None,
             "residency": _residency(data["residency"]) if "residency" in data else None,

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgert.graph import Graph, Node
+from edgert.partitioner.explain_blocks import block_lines, stakes
 from edgert.partitioner.outline import running_order, segment_of
 from edgert.partitioner.scene import weight_bytes
 from edgert.plan import Plan, Residency
@@ -75,6 +76,7 @@ def explain(plan: Plan, graph: Graph, known: Sequence[Known] | None = None) -> s
         lines += ["", f"segment {number + 1} of {len(runs)}: {plan.segments[number].target}"]
         lines += [f"  {what:<9} {text}" for what, text in _segment(plan, graph, number, run, known[number])]
         lines += [f"  in memory {_turn(plan.residency, number)}"] if plan.residency else []
+    lines += ["", *block_lines(plan)] if plan.blocks else []
     lines += ["", *_whole_lines(plan), *_wanted_lines(most_wanted(graph, plan, known))]
     lines += [f"falls to    {', '.join(map(str, plan.fallbacks)) or 'nothing: the plan has no fallback'}"]
     lines += [f"note        {note}" for note in plan.notes]
@@ -97,8 +99,11 @@ def _candidate(row: Row) -> str:
 def most_wanted(graph: Graph, plan: Plan, known: Sequence[Known]) -> tuple[Wanted, ...]:
     """Operations that refusals name, the one with most time at stake first, then with most targets.
 
-    Counts refusals of a segment, and those of the whole model because of an operation that the segment holds.
+    Counts refusals of blocks where the model was looked at in pieces; else those of a segment, and those of the whole
+    model because of an operation that the segment holds.
     """
+    if plan.blocks:
+        return tuple(Wanted(*each) for each in stakes(plan))
     runs = running_order(segment_of(graph, plan))
     targets: dict[str, dict[Target, None]] = {}
     segments: dict[str, dict[int, None]] = {}

@@ -249,8 +249,9 @@ def _without_the_unused(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     from onnx_ir.passes import common
 
     graph = onnx_ir.from_proto(model)
+    unused_functions = common.RemoveUnusedFunctionsPass()  # type: ignore[no-untyped-call]  # onnx-ir left it so
     passes = onnx_ir.passes.Sequential(
-        common.IdentityEliminationPass(), common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass()
+        common.IdentityEliminationPass(), common.RemoveUnusedNodesPass(), unused_functions
     )
     result = onnx_ir.to_proto(passes(graph).model)
     return result, len(result.graph.node)

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from edgert import store
 from edgert.devices.backend import Source
 from edgert.errors import Cancelled, EdgertError, PrepareRefused
@@ -112,7 +114,7 @@ def _run(source: Source, feed: Mapping[str, Array], setting: Setting) -> Mapping
         except EdgertError as error:
             reasons.append(f"{target}: {error.message}")
             continue
-        return {value: array for value, array in made.items() if not isinstance(array, (list, Mapping))}
+        return {value: array for value, array in made.items() if isinstance(array, np.ndarray)}
     raise PrepareRefused(f"nothing computes the model's constant part ({'; '.join(reasons) or 'no backend for it'}).")
 
 

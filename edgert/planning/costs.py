@@ -68,6 +68,7 @@ def problem_of(workshop: Workshop, costs: Costs, factors: Mapping[Target, float]
     """
     targets = [target for target, known in costs.seconds.items() if known]
     launch = {target: launch_s(workshop, costs, target) for target in targets}
+    workshop.calls |= launch
     blocks = []
     for number, block in enumerate(workshop.blocks):
         cost = {

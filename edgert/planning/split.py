@@ -23,6 +23,7 @@ from edgert.planning.capability import Capability, capability, everything
 from edgert.planning.cleanup import tidied
 from edgert.planning.contest import contest
 from edgert.planning.costs import measure_blocks, remembered_links
+from edgert.planning.ledger import entries
 from edgert.planning.predict import with_links
 from edgert.planning.proposals import Proposal, by_capability, by_cost, measured, short
 from edgert.planning.quarantine import Quarantine
@@ -62,12 +63,14 @@ def consider(plan: Plan, setting: Setting) -> Plan:
     with _folder(setting.course.cache) as folder:
         file, note = tidied(setting, folder) if setting.course.cache is not None else (setting.work.file, "")
         workshop = _workshop(setting, folder, file)
+        found = [everything(target, len(workshop.blocks)) for target in entrants.whole]
         if not 2 <= len(workshop.blocks) <= _MOST_BLOCKS:
             return plan
         try:
             workshop.values = _values(workshop, setting)
+            proposals = _proposals(workshop, entrants, setting, found)
             judge = contest if workshop.objective == "latency" else contest_rates
-            better = judge(plan, workshop, _proposals(workshop, entrants, setting), setting)
+            better = judge(plan, workshop, proposals, setting)
         except _Quiet as error:
             workshop.note(str(error))
             better = plan
@@ -76,7 +79,8 @@ def consider(plan: Plan, setting: Setting) -> Plan:
         workshop.parts.prune(better.segments if len(better.segments) > 1 else ())
     if len(better.segments) > 1 and file is not setting.work.file:
         better = replace(better, tidied=file.digest)
-    return replace(better, notes=(*better.notes, *([note] if note else []), *workshop.notes))
+    blocks = entries(better, workshop, found) if workshop.asked or workshop.answers else ()
+    return replace(better, blocks=blocks, notes=(*better.notes, *([note] if note else []), *workshop.notes))
 
 
 class _Quiet(EdgertError):
@@ -193,9 +197,8 @@ def _values(workshop: Workshop, setting: Setting) -> Mapping[str, Data]:
     raise _Quiet(f"no split was tried: the values inside the model are not to be had ({'; '.join(reasons)[:300]})")
 
 
-def _proposals(workshop: Workshop, entrants: Field, setting: Setting) -> list[Proposal]:
-    """The best few ways to split, by what their segments took."""
-    found = [everything(target, len(workshop.blocks)) for target in entrants.whole]
+def _proposals(workshop: Workshop, entrants: Field, setting: Setting, found: list[Capability]) -> list[Proposal]:
+    """The best few ways to split, by what their segments took; what each target takes is added to `found`."""
     for target in entrants.partial:
         kin = next((each for each in found if each.refused and _library(each.target) == _library(target)), None)
         found.append(capability(workshop, target, kin))

@@ -74,6 +74,8 @@ class Workshop:
     """What a reader of the plan should know, in order, each once."""
     stretches: dict[tuple[Target, tuple[int, ...]], float] = field(default_factory=dict)
     """(target, numbers of blocks) -> what they took there as one piece: tells what calling a piece costs in itself."""
+    calls: dict[Target, float] = field(default_factory=dict)
+    """What calling a piece costs there in itself, once the blocks were timed."""
     asked: int = 0
     """How many answers were asked of a backend, not remembered."""
     _saved_s: float = 0.0

@@ -14,6 +14,7 @@ from edgert import data
 from edgert.errors import PrepareRefused
 from edgert.formats import open_model
 from edgert.machine import Device
+from edgert.partitioner.explain import explain
 from edgert.planning.capability import Capability, capability
 from edgert.planning.quarantine import Quarantine
 from edgert.planning.workshop import Workshop
@@ -60,6 +61,22 @@ def test_a_split_plan_says_everything(load, model):
     assert plan.predicted_s > 0
     assert "'matmul2' on swift@cpu:0/f32: refused: foreign: Tanh is not known." in plan.explain()
     assert edgert.Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_plan_knows_its_blocks(load, model):
+    plan = load(model, "swift", "crawls").plan
+    assert [(block.name, block.ops, block.nodes) for block in plan.blocks][2] == ("matmul2", ("MatMul", "Tanh"), 2)
+    assert [block.segment for block in plan.blocks] == [0, 0, 1, 2, 2, 2]
+    tanh = plan.blocks[2]
+    assert tanh.refused == {"swift@cpu:0/f32": "refused: foreign: Tanh is not known."}
+    assert set(tanh.alone_s) == {"crawls@cpu:0/f32"}
+    assert all(set(block.alone_s) == {"swift@cpu:0/f32", "crawls@cpu:0/f32"} for block in plan.blocks if block != tanh)
+    lines = explain(plan, open_model(model).graph).splitlines()
+    (row,) = [line for line in lines if line.startswith("matmul2")]
+    assert row.split()[:4] == ["matmul2", "MatMul+Tanh", "2:", "crawls@cpu:0/f32"]
+    assert row.endswith("swift@cpu:0/f32: refused: foreign: Tanh is not known.; its library would have to take it")
+    (wanted,) = [line for line in lines if line.startswith("most wanted")]
+    assert "support for Tanh (1 node), for which swift@cpu:0/f32 refused; it can win the" in wanted
 
 
 def test_the_next_load_prepares_only_the_segments(load, model, feed, monkeypatch):
