@@ -3,7 +3,8 @@
     python -m bench.big_model [--weights 1GB] [--limit 300MB] [--format onnx|tflite] [--runs 5]
         [--folder DIR] [--json]
 
-Builds a chain of matrix products with ReLU (f32; of an .onnx the weights are external data), then, each in a fresh process:
+Builds a chain of matrix products with ReLU (f32; of an .onnx the weights are external data). Then, each in a fresh
+process:
 
     planned     the first load under the limit, which cuts, tries and checks, and its runs
     again       a load from the cache under the limit, and its runs
