@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgert.cli import bench, compile, daemon, demo, keys, plan, plan_diff, probe, profile, run, version
+from edgert.cli import bench, compile, daemon, demo, executor, keys, plan, plan_diff, probe, profile, run, version
 from edgert.cli.console import BUG, FAILED, INTERRUPTED, show_error
 from edgert.errors import EdgertError
 
@@ -65,6 +65,7 @@ app.command("compile")(compile.compile_)
 app.command()(profile.profile)
 app.command()(bench.bench)
 app.command()(daemon.daemon)
+app.command()(executor.executor)
 app.add_typer(keys.keys, name="keys")
 app.command()(demo.demo)
 app.command()(version.version)

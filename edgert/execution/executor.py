@@ -16,9 +16,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
+
+import numpy as np
 
 from edgert import errors
 from edgert.devices import backend
@@ -31,6 +34,7 @@ from edgert.execution.mail import Mail, open_values
 from edgert.machine import Device, device_from_json
 from edgert.profile import Target
 from edgert.tensor import Data
+from edgert.transport import notify
 from edgert.transport.messages import (
     Answer,
     Bye,
@@ -120,6 +124,7 @@ class Executor:
         self._draining = threading.Event()
         self._running: tuple[Running, float] | None = None
         self._stopped = threading.Event()
+        self._folder: TemporaryDirectory[str] | None = None
 
     @property
     def endpoint(self) -> str:
@@ -153,20 +158,26 @@ class Executor:
                 with suppress(EdgertError):  # the process ends, which frees it as well
                     segment.runnable.close()
             self._mail.close()
+            if self._folder is not None:
+                self._folder.cleanup()
 
     def _receive(self) -> None:
         """Everything that lies in the inbox; waits for something only when there is nothing to run."""
         wait_s = 0.0 if self._waiting else None
         while True:
-            message = self._mail.receive(wait_s)
+            received = self._mail.receive(wait_s)
             while not self._results.empty():
                 self._conclude(*self._results.get())
-            if message is None:
+            if received is None:
                 return
             wait_s = 0.0
-            self._take(message)
+            self._take(*received)
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: Message, peer: str) -> None:
+        """Args:
+        message: that came.
+        peer: where to answer a sender that listens nowhere.
+        """
         match message:
             case Work():
                 self._gather(message)
@@ -175,26 +186,29 @@ class Executor:
             case Cancel(request, attempt):
                 self._call_off(request, attempt)
             case Route(route, legs):
-                self._set_route(route, legs)
+                self._set_route(route, tuple(_answered_at(leg, peer) for leg in legs))
             case Prepare():
                 self._preparing += 1
-                self._orders.put((message, str(message.facts["reply"])))
-            case Hello(who, endpoint):
-                self._callers[endpoint] = message
-                facts = {"device": asdict(self.device)}
-                self._mail.send(
-                    endpoint, Welcome(self.name, self._mail.endpoint, os.getpid(), message.host, self.life, facts)
-                )
-                _log.info("%s serves %s", self.name, who)
+                self._orders.put((message, str(message.facts["reply"]) or peer))
+            case Hello():
+                self._greet(message, message.endpoint or peer)
             case Bye():
                 self._forget(message.who)
             case Call(request, "release", facts):
                 self._release([str(name) for name in facts["segments"]])
-                self._mail.send(str(facts["reply"]), Answer(request))
+                self._mail.send(str(facts["reply"]) or peer, Answer(request))
             case Drain():
                 self._draining.set()
             case _:
                 self._mail.odd(message)
+
+    def _greet(self, hello: Hello, endpoint: str) -> None:
+        self._callers[endpoint] = hello
+        if hello.host != self._mail.host:
+            self._mail.spare(endpoint)
+        facts = {"device": asdict(self.device)}
+        self._mail.send(endpoint, Welcome(self.name, self.endpoint, os.getpid(), self._mail.host, self.life, facts))
+        _log.info("%s serves %s", self.name, hello.who)
 
     def _gather(self, work: Work) -> None:
         """Keep what came; queue the request when nothing is missing."""
@@ -337,7 +351,7 @@ class Executor:
         while (order := self._orders.get()) is not None:
             message, reply = order
             try:
-                segment, facts = _prepared(message)
+                segment, facts = self._prepared(message)
             except EdgertError as error:
                 self._results.put((reply, Refused(message.request, message.segment, errors.to_json(error)), None))
             except Exception as error:  # noqa: BLE001 - as in `_run`
@@ -347,14 +361,50 @@ class Executor:
                 self._results.put((reply, Prepared(message.request, message.segment, facts), segment))
             self._mail.wake()
 
+    def _prepared(self, order: Prepare) -> tuple[_Segment, dict[str, Any]]:
+        facts = order.facts
+        # What the caller calls this device is its own affair: another host's npu:0 has a longer name there.
+        target = replace(Target.parse(facts["target"]), device=self.device.id)
+        source = source_from_json(facts["source"])
+        if order.files:
+            source = replace(source, path=self._unpacked(order.files, source.path.name))
+        cache = Path(facts["cache"]) if facts["cache"] and not order.files else None
+        before_bytes, started_s = resident_bytes(), time.perf_counter()
+        runnable = backend(target.backend).prepare(source, target, self.device, cache)
+        return _Segment(runnable, source, target, str(facts["model"])), {
+            "ran_on": dict(runnable.ran_on),
+            "prepare_s": time.perf_counter() - started_s,
+            "memory_bytes": max(0, resident_bytes() - before_bytes),
+        }
+
+    def _unpacked(self, files: Mapping[str, Carried], name: str) -> Path:
+        """Model files of a caller on another host, in a folder of this process."""
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="edgert-")
+        folder = Path(mkdtemp(dir=self._folder.name))
+        for own, content in files.items():
+            place = PurePosixPath(own)
+            if place.is_absolute() or ".." in place.parts or not place.parts or not isinstance(content, np.ndarray):
+                raise PrepareRefused(f"{own!r} is no name of a file.", "Use the same edgert on both ends.", target="")
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            (folder / place).write_bytes(content.tobytes())
+        return folder / name
+
     def _beat(self) -> None:
         """The heartbeat's thread: tells every caller what runs since when."""
         while not self._stopped.is_set():
-            callers = list(self._callers.values())
+            callers = list(self._callers.items())
             beat = self._heartbeat()
-            for hello in callers:
-                self._mail.send(hello.endpoint, beat)
-            self._stopped.wait(min((float(hello.facts["heartbeat_s"]) for hello in callers), default=0.05))
+            for endpoint, _ in callers:
+                self._mail.send(endpoint, beat)
+            self._progress(beat)
+            self._stopped.wait(min((float(hello.facts["heartbeat_s"]) for _, hello in callers), default=0.05))
+
+    def _progress(self, beat: Heartbeat) -> None:
+        """Feed the watchdog of systemd, if there is one, while every run comes to an end."""
+        limit_s = notify.watchdog_s()
+        if limit_s is not None and not any(run.for_s > limit_s / 2 for run in beat.running):
+            notify.tell(WATCHDOG=1)
 
     def _heartbeat(self) -> Heartbeat:
         running, now_s = self._running, time.monotonic()
@@ -366,17 +416,11 @@ class Executor:
         return Heartbeat(self.name, self.life, len(self._waiting), runs, {"segments": means})
 
 
-def _prepared(order: Prepare) -> tuple[_Segment, dict[str, Any]]:
-    facts = order.facts
-    source, target = source_from_json(facts["source"]), Target.parse(facts["target"])
-    cache = Path(facts["cache"]) if facts["cache"] else None
-    before_bytes, started_s = resident_bytes(), time.perf_counter()
-    runnable = backend(target.backend).prepare(source, target, device_from_json(facts["device"]), cache)
-    return _Segment(runnable, source, target, str(facts["model"])), {
-        "ran_on": dict(runnable.ran_on),
-        "prepare_s": time.perf_counter() - started_s,
-        "memory_bytes": max(0, resident_bytes() - before_bytes),
-    }
+def _answered_at(leg: Leg, peer: str) -> Leg:
+    """The leg with the sender's connection in place of an inbox that it does not have."""
+    if leg.caller:
+        return leg
+    return replace(leg, caller=peer, sends=tuple(replace(send, endpoint=send.endpoint or peer) for send in leg.sends))
 
 
 class Hosted:

@@ -28,9 +28,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
-from edgert import errors
+import numpy as np
+
+from edgert import errors, formats
 from edgert.devices.host import source_to_json
 from edgert.errors import Closed, EdgertError, PrepareRefused
 from edgert.execution.events import EventKind, Events
@@ -38,6 +41,7 @@ from edgert.execution.limits import Limits
 from edgert.execution.mail import Mail, fresh_endpoint
 from edgert.execution.member import Held, Member, Order, Place, kill, watch
 from edgert.machine import Device
+from edgert.tensor import Data
 from edgert.transport.child import Child
 from edgert.transport.messages import (
     Bye,
@@ -160,7 +164,9 @@ class Fleet:
         member.held.pop(name, None)
         if member.up:
             number = next(self._numbers)
-            self._mail.send(member.endpoint, Call(number, "release", {"segments": [name], "reply": self.endpoint}))
+            self._mail.send(
+                member.endpoint, Call(number, "release", {"segments": [name], "reply": self._reply(member)})
+            )
         if not member.held and self._members.pop(member.place, None) is not None:
             self._end(member)
 
@@ -206,10 +212,10 @@ class Fleet:
 
     def _loop(self) -> None:
         while not self._closed:
-            message = self._mail.receive(self._patience_s())
-            while message is not None:
-                self._guard(partial(self._take, message))
-                message = self._mail.receive(0.0)
+            received = self._mail.receive(self._patience_s())
+            while received is not None:
+                self._guard(partial(self._take, received[0]))
+                received = self._mail.receive(0.0)
             while not self._posted.empty():
                 self._guard(self._posted.get())
             now_s = time.monotonic()
@@ -296,7 +302,9 @@ class Fleet:
         member.state, member.beat, member.life = "starting", None, 0
         generation = member.started_s = time.monotonic()
         if member.place.endpoint:
+            self._mail.know(member.place.endpoint, member.place.key)
             self._greet(member, member.place.endpoint, 0)
+            self.apart(partial(self._listen, member.place.endpoint))
         else:
             endpoint = fresh_endpoint(member.place.transport)
             process = Child(member.place.service, name=str(member.place))
@@ -330,16 +338,29 @@ class Fleet:
     def _greet(self, member: Member, endpoint: str, pid: int) -> None:
         member.endpoint, member.pid = endpoint, pid
         facts = {"heartbeat_s": self.limits.heartbeat_s}
-        self._mail.send(endpoint, self._mail.hello(self._who, self._life, facts))
+        self._mail.send(endpoint, self._mail.hello(self._who, self._life, facts, listens=not member.place.endpoint))
+
+    def _listen(self, endpoint: str) -> None:
+        """Hear an executor that this process did not start, and that may not reach its inbox."""
+        for message in self._mail.answers(endpoint):
+            self.post(partial(self._take, message))
 
     def _welcome(self, message: Welcome) -> None:
         for member in self._members.values():
-            if member.endpoint != message.endpoint or member.state != "starting":
-                continue
-            member.state, member.life, member.heard_s = "up", message.life, time.monotonic()
-            self.events.add("started", f"{member.place}, process {message.pid}", device=member.device.id)
-            for held in member.held.values():
-                self._ask(member, held)
+            if member.endpoint == message.endpoint and member.state == "starting":
+                self._up(member, message)
+
+    def _up(self, member: Member, message: Welcome) -> None:
+        member.state, member.life, member.heard_s = "up", message.life, time.monotonic()
+        member.near = message.host == self._mail.host
+        if member.place.endpoint:
+            self._mail.spare(member.endpoint)
+            if member.near:
+                generation = member.started_s
+                watch(message.pid, lambda: self.post(lambda: self._lost_life(member, generation, "its process ended")))
+        self.events.add("started", f"{member.place}, process {message.pid}", device=member.device.id)
+        for held in member.held.values():
+            self._ask(member, held)
 
     def _late(self, member: Member, generation: float) -> None:
         if member.state == "starting" and member.started_s == generation:
@@ -361,9 +382,21 @@ class Fleet:
         self._asked[number] = (member, order.name, member.life)
         facts: dict[str, Any] = {
             "source": source_to_json(order.source), "target": str(order.target), "device": asdict(order.device),
-            "cache": order.cache, "model": order.model, "reply": self.endpoint,
+            "cache": order.cache, "model": order.model, "reply": self._reply(member),
         }  # fmt: skip
-        self._mail.send(member.endpoint, Prepare(number, order.name, facts))
+
+        def send() -> None:
+            files = {} if member.near else _contents(order.source.path)
+            self._mail.send(member.endpoint, Prepare(number, order.name, facts, files))
+
+        if member.near:
+            send()
+        else:
+            self.apart(send)  # a large model takes a while to read
+
+    def _reply(self, member: Member) -> str:
+        """Where a member answers; '' is the connection over which it was asked."""
+        return "" if member.place.endpoint else self.endpoint
 
     def _answered(self, request: int, answer: Prepared | Refused) -> None:
         member, name, life = self._asked.pop(request, (None, "", 0))
@@ -421,6 +454,12 @@ def give_back(fleet: Fleet) -> None:
             return
         _shared = None
     fleet.close()
+
+
+def _contents(model: Path) -> dict[str, Data]:
+    """A model file and what it refers to, by their names in one folder."""
+    files = {model.name: model, **dict(formats.companions(model))}
+    return {name: np.fromfile(path, np.uint8) for name, path in files.items()}
 
 
 def closed(name: str) -> Closed:

@@ -58,6 +58,7 @@ class Flight:
     stand: Stand = "waiting"
     way: Way | None = None
     chosen: tuple[Member, ...] = ()
+    route: int = 0
     sent_s: float = 0.0
     outputs: dict[str, Data] = field(default_factory=dict)
     tried: list[Way] = field(default_factory=list)

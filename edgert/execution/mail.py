@@ -13,13 +13,15 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from edgert.errors import Closed, Overloaded, SharedMemoryError, TransportError
 from edgert.tensor import Data
+from edgert.transport.keys import Keyring
 from edgert.transport.messages import Carried, Descriptor, Done, Free, Hello, Message, Work
 from edgert.transport.shm import Pool, Reader
 from edgert.transport.sockets import Inbox, Outbox, host_id
@@ -27,6 +29,8 @@ from edgert.transport.sockets import Inbox, Outbox, host_id
 _log = logging.getLogger(__name__)
 _SMALL_BYTES = 2048
 """An array of so few bytes is copied faster than a slot is found."""
+_PEER = "peer:"
+"""In place of an endpoint: the connection over which a sender came."""
 _CONNECT_S = 0.5
 """For the first message to a peer, which listens already when its endpoint is told."""
 _numbers = itertools.count()
@@ -35,9 +39,15 @@ _numbers = itertools.count()
 class Mail:
     """Thread-safe, but for `receive`, which belongs to one thread."""
 
-    def __init__(self, inbox: Inbox) -> None:
+    def __init__(self, inbox: Inbox, keyring: Keyring | None = None) -> None:
+        """Args:
+        inbox: where this process listens.
+        keyring: for peers over tcp.
+        """
         self.endpoint = inbox.endpoint
-        self._inbox = inbox
+        self.host = host_id()
+        self._inbox, self._keyring = inbox, keyring
+        self._keys: dict[str, str] = {}
         self._outboxes: dict[str, Outbox] = {}
         self._new: set[str] = set()
         """Peers that nothing was sent to yet."""
@@ -50,22 +60,44 @@ class Mail:
         """What is out of the ordinary, by name."""
 
     @classmethod
-    def bound(cls, endpoint: str) -> Mail:
+    def bound(cls, endpoint: str, *, group: bool = False, keyring: Keyring | None = None) -> Mail:
         """Listening at an endpoint.
+
+        Args:
+            endpoint: as for `Inbox`.
+            group: an ipc socket that the folder's group may use too.
+            keyring: whose keys count over tcp; else the user's own.
 
         Raises:
             EndpointError: nothing can listen there.
+            OptionError: tcp without a key pair.
         """
-        return cls(Inbox(endpoint))
+        ring = keyring or Keyring()
+        return cls(Inbox(endpoint, keyring=ring if endpoint.startswith("tcp:") else None, group=group), ring)
 
-    def hello(self, who: str, life: int, facts: Mapping[str, Any]) -> Hello:
-        """The first word to a peer."""
-        return Hello(who, self.endpoint, os.getpid(), host_id(), life, facts)
+    def hello(self, who: str, life: int, facts: Mapping[str, Any], *, listens: bool) -> Hello:
+        """The first word to a peer, which can answer to this inbox or (not `listens`) over its own connection."""
+        return Hello(who, self.endpoint if listens else "", os.getpid(), self.host, life, facts)
 
-    def receive(self, wait_s: float | None) -> Message | None:
-        """The next message; None when `wait_s` passed first (None: no limit) or somebody called `wake`."""
+    def receive(self, wait_s: float | None) -> tuple[Message, str] | None:
+        """The next message and where to answer a sender that listens nowhere; None when `wait_s` passed first (None:
+        no limit) or somebody called `wake`.
+        """
         received = self._inbox.receive(None if wait_s is None else time.monotonic() + wait_s)
-        return None if received is None else received.message
+        return None if received is None else (received.message, f"{_PEER}{received.peer.hex()}")
+
+    def know(self, endpoint: str, key: str) -> None:
+        """The key that a peer over tcp must have; without, it must be this machine's own."""
+        self._keys[endpoint] = key
+
+    def answers(self, endpoint: str) -> Iterator[Message]:
+        """What comes back over the connection to a peer, for a thread of its own; ends when it is dropped."""
+        outbox = self.reach(endpoint)
+        with suppress(Closed):
+            while True:
+                message = outbox.receive(None)
+                if message is not None:
+                    yield message
 
     def wake(self) -> None:
         """End a `receive` that waits. From any thread or signal handler."""
@@ -74,6 +106,9 @@ class Mail:
     def send(self, endpoint: str, message: Message) -> None:
         """Send, or count and log that it could not be: whoever waits for an answer has a limit of its own."""
         try:
+            if endpoint.startswith(_PEER):
+                self._inbox.answer(bytes.fromhex(endpoint[len(_PEER) :]), message)
+                return
             outbox = self._outboxes.get(endpoint)
             if outbox is None or endpoint in self._new:
                 outbox = self.reach(endpoint)
@@ -88,9 +123,15 @@ class Mail:
         with self._lock:
             outbox = self._outboxes.get(endpoint)
             if outbox is None:
-                outbox = self._outboxes[endpoint] = Outbox(endpoint)
+                outbox = self._outboxes[endpoint] = self._connected(endpoint)
                 self._new.add(endpoint)
             return outbox
+
+    def _connected(self, endpoint: str) -> Outbox:
+        if not endpoint.startswith("tcp:") or self._keyring is None:
+            return Outbox(endpoint)
+        own = self._keyring.own()
+        return Outbox(endpoint, keys=own, server_key=self._keys.get(endpoint, own.public))
 
     def drop(self, endpoint: str) -> None:
         """A peer is gone: close what leads to it, and take back what it would have read."""
@@ -104,7 +145,7 @@ class Mail:
 
     def place(self, reader: str, values: Mapping[str, Data]) -> tuple[str, dict[str, Carried]]:
         """Values as a message to `reader` carries them, and where their slots are to be given back ('': no slots)."""
-        if reader.startswith("tcp:") or reader in self._apart:
+        if reader.startswith(("tcp:", _PEER)) or reader in self._apart:
             return "", dict(values)
         home, carried = "", dict[str, Carried]()
         for name, value in values.items():

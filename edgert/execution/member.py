@@ -34,6 +34,8 @@ class Place:
     """Logical CPUs that are its own; empty when it does not keep to any."""
     endpoint: str = ""
     """Where one listens that somebody else started; '' for one to spawn."""
+    key: str = ""
+    """Its public key, where the endpoint is tcp; '' for this machine's own."""
     transport: Transport = "ipc"
     """Of one to spawn; `inproc` is a thread of this process."""
     service: str = SERVICE
@@ -119,6 +121,8 @@ class Member:
     faults: int = 0
     """In a row, without a calm time between."""
     held: dict[str, Held] = field(default_factory=dict)
+    near: bool = True
+    """On this host."""
     reason: str = ""
     """Why it is down."""
 

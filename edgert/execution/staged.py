@@ -29,7 +29,7 @@ from edgert.execution.pipeline import Made
 from edgert.execution.recovery import Ladder
 from edgert.execution.reserve import Reserve
 from edgert.execution.trial import Witness
-from edgert.execution.ways import Way
+from edgert.execution.ways import Way, reaches
 from edgert.plan import Plan
 from edgert.profile import Target
 from edgert.tensor import Data
@@ -228,18 +228,14 @@ class StagedPipeline:
         flight.tried.append(way)
         way.under_way += 1
         absent = frozenset(value.name for value in self.plan.inputs if value.name not in flight.inputs)
-        route = way.route(self._fleet, chosen, absent)
+        flight.route = way.route(self._fleet, chosen, absent)
         for index, (stage, member) in enumerate(zip(way.stages, chosen, strict=True)):
             held = way.held(index, member)
             assert held is not None  # `pick` chose those that hold it
             held.outstanding += 1
             takes = {name: flight.inputs[name] for name in stage.takes if name in flight.inputs}
             if takes or not way.wanted[index].inputs:
-                home, values = self._fleet.mail.place(member.endpoint, takes)
-                work = Work(
-                    flight.number, flight.attempt, flight.deadline_s, route, way.wanted[index].order.name, values, home
-                )
-                self._fleet.mail.send(member.endpoint, work)
+                self._give(flight, way, index, takes)
         self._guard(flight, flight.attempt)
 
     def _guard(self, flight: Flight, attempt: int) -> None:
@@ -270,6 +266,7 @@ class StagedPipeline:
                 raise Garbage(f"{self.name}: an answer of segment {answer.segment!r}, which was not asked.")
             gives = way.stages[index].gives
             declared = [value for value in self.plan.outputs if value.name in gives]
+            self._forward(flight, way, index, answer)
             check_values(str(flight.chosen[index].place), values, declared, sizes=self._witness.keeps_sizes)
         except EdgertError as error:
             self._distrust(answer.segment, error.message, flight)
@@ -282,6 +279,22 @@ class StagedPipeline:
         flight.outputs.update({name: values[name] for name in gives})
         if all(name in flight.outputs or name in flight.inputs for name in way.outputs):
             self._answered(flight, way)
+
+    def _forward(self, flight: Flight, way: Way, index: int, answer: Done) -> None:
+        """Pass on what an executor could not send to the next one itself."""
+        for sink, names in way.stages[index].feeds:
+            member = flight.chosen[sink]
+            if not reaches(flight.chosen[index], member):
+                values = open_values(self._fleet.mail, {name: answer.values[name] for name in names}, copy=True)
+                self._give(flight, way, sink, values)
+
+    def _give(self, flight: Flight, way: Way, index: int, values: Mapping[str, Data]) -> None:
+        """Send values to the executor of a segment."""
+        member = flight.chosen[index]
+        home, carried = self._fleet.mail.place(member.endpoint, values)
+        name = way.wanted[index].order.name
+        work = Work(flight.number, flight.attempt, flight.deadline_s, flight.route, name, carried, home)
+        self._fleet.mail.send(member.endpoint, work)
 
     def _answered(self, flight: Flight, way: Way) -> None:
         outputs = {name: flight.outputs.get(name, flight.inputs.get(name)) for name in way.outputs}

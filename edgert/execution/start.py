@@ -151,7 +151,13 @@ class _Build:
             cores = ()
         elif cores:
             device = replace(device, cores=cores)
-        return Place(device.id, cores, device.attributes.get("executor", ""), self.transport), device
+        return Place(
+            device.id,
+            cores,
+            device.attributes.get("executor", ""),
+            device.attributes.get("executor_key", ""),
+            self.transport,
+        ), device
 
     def _order(self, number: str, source: Source, target: Target, measured_s: float) -> Order:
         known_s = max((row.prepare_s for row in self.plan.candidates if row.target == target), default=0.0)

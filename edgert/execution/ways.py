@@ -149,11 +149,22 @@ class Way:
     def _leg(
         self, index: int, stage: Stage, fleet: Fleet, chosen: Sequence[Member], absent: frozenset[str]
     ) -> Leg:  # fmt: skip
-        sends = [
-            Send(chosen[sink].endpoint, self.wanted[sink].order.name, names) for sink, names in stage.feeds
-        ]  # fmt: skip
-        if stage.gives:
-            sends.append(Send(fleet.endpoint, "", stage.gives))
+        own, home = chosen[index], "" if chosen[index].place.endpoint else fleet.endpoint
+        sends, through_us = [], set(stage.gives)
+        for sink, names in stage.feeds:
+            if reaches(own, chosen[sink]):
+                sends.append(Send(chosen[sink].endpoint, self.wanted[sink].order.name, names))
+            else:
+                through_us |= set(names)
+        if through_us:
+            sends.append(Send(home, "", tuple(sorted(through_us))))
         wanted = self.wanted[index]
         inputs = tuple(name for name in wanted.inputs if name not in absent)
-        return Leg(wanted.order.name, inputs, tuple(sends), fleet.endpoint)
+        return Leg(wanted.order.name, inputs, tuple(sends), home)
+
+
+def reaches(source: Member, sink: Member) -> bool:
+    """Whether one executor can send to another itself; else the values go through the caller. One that somebody else
+    started may be another user's, or on another host, where the inboxes of this user's executors cannot be reached.
+    """
+    return source is sink or not (source.place.endpoint or sink.place.endpoint)
