@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -36,10 +37,25 @@ def daemon(  # noqa: PLR0917 - a command's options are its arguments
     from edgert.serving.service import Limits
     from edgert.transport.keys import Keyring
 
-    root = logging.getLogger()
-    root.setLevel(min(root.level, logging.INFO))
+    _log_for_operators()
     where = endpoint or default_endpoint()
     keyring = Keyring() if where.startswith("tcp://") else None
     settings = Settings(folder, where, state, group, budget, drain, Limits(waiting=waiting), keyring)
     if not serve(settings):
         raise typer.Exit(PARTIAL)
+
+
+def _log_for_operators() -> None:
+    """At least INFO; under systemd with a level that the journal knows (sd-daemon(3)) in place of a second time."""
+    root = logging.getLogger()
+    root.setLevel(min(root.level, logging.INFO))
+    if "JOURNAL_STREAM" not in os.environ:
+        return
+    for handler in root.handlers:
+        handler.setFormatter(_JournalFormatter("%(name)s: %(message)s"))
+
+
+class _JournalFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        level = 3 if record.levelno >= logging.ERROR else 4 if record.levelno >= logging.WARNING else 6
+        return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
