@@ -154,10 +154,21 @@ class WantsTooMuch(Right):
         np.empty(1 << 50, np.uint8)
 
 
-class KilledForMemory(Right):
-    """What the kernel does to a process that eats all memory."""
+class EatsMemory(Right):
+    """Takes a piece of memory after the other, and writes to none: it would take long to fill a large box."""
 
-    name = "killed_for_memory"
+    name = "eats_memory"
+
+    def prepare(self, source, target, device, cache=None):
+        pieces = []
+        while len(pieces) < 1 << 16:
+            pieces.append(np.empty(64 << 20, np.uint8))
+
+
+class Killed(Right):
+    """What somebody at a terminal, or a supervisor, does."""
+
+    name = "killed"
 
     def prepare(self, source, target, device, cache=None):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -389,11 +400,52 @@ class Sum(Line):
         return {"y": inputs["x"].sum(axis=axes, keepdims=True)}
 
 
+class Treacherous(Genuine):
+    """Runs any model, and misbehaves where the first number of its first input is 100 x (its device's number + 1) + a
+    code of `TREACHERY`.
+    """
+
+    name = "treacherous"
+
+    def prepare(self, source, target, device, cache=None):
+        made = super().prepare(source, target, device, cache)
+        return Traitor(made.inner, 100 * (int(device.id.partition(":")[2]) + 1))
+
+
+TREACHERY = {"killed": 1, "exits": 2, "hangs": 3, "hangs with the lock": 4, "wrong shape": 5, "device lost": 6}
+
+
+class Traitor(Tampered):
+    def __init__(self, inner, base):
+        super().__init__(inner, False, 0.0)
+        self.base = base
+        self.lost = False
+
+    def run(self, inputs):
+        code = int(next(iter(inputs.values())).flat[0]) - self.base
+        if code == TREACHERY["killed"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if code == TREACHERY["exits"]:
+            os._exit(3)
+        if code == TREACHERY["hangs"]:
+            threading.Event().wait(3600)
+        if code == TREACHERY["hangs with the lock"]:
+            ctypes.PyDLL(None).pause()
+        if code == TREACHERY["device lost"]:
+            self.lost = True
+        if self.lost:
+            raise RunFailed("foreign: the device fell off the bus.")
+        outputs = self.inner.run(inputs)
+        if code == TREACHERY["wrong shape"]:
+            return {name: array.reshape(-1) for name, array in outputs.items()}
+        return outputs
+
+
 BY_NAME = {
     kind.name: kind
     for kind in (
         Right, CrashesInPrepare, HangsInPrepare, DiesInRace, HalfDies, Nan, OffByOnePercent, WrongShape, WrongDtype,
-        NoOutput, WantsTooMuch, KilledForMemory, Slow, Refuses, Throws, Fickle, Picky, Fussy, DiesOnDemand, Lonely,
+        NoOutput, WantsTooMuch, EatsMemory, Killed, Slow, Refuses, Throws, Fickle, Picky, Fussy, DiesOnDemand, Lonely,
         Marks, Waits, Genuine, Crawls, Swift, Blunt, Trudges, Rowwise, Plods, Drags, Bends,
         Blind,
     )

@@ -35,10 +35,8 @@ def test_each_block_has_a_row_with_its_times_and_every_other_way():
     )))  # fmt: skip
     assert [row.split()[:2] for row in rows] == [["block", "ops"], ["a", "Relu"], ["b", "Tanh+Det"], ["c", "Relu"],
                                                  ["d", "Relu"]]  # fmt: skip
-    own, instead = (
-        "1: fast@gpu:0/f32 1.00 ms 1.00 ms",
-        "slow@cpu:0/f32/1t: 3.00 ms alone, 3.00x: would have to be faster",
-    )
+    own = "1: fast@gpu:0/f32 1.00 ms 1.00 ms"
+    instead = "slow@cpu:0/f32/1t: 3.00 ms alone, 3.00x: would have to be faster"
     assert " ".join(rows[1].split()) == f"a Relu {own} {instead}"
     assert rows[2].endswith("refused: no kernel for Det; its library would have to take it")
     assert "fast@gpu:0/f32: 1.00 ms alone, 0.50x: a call and the way there" in rows[3]

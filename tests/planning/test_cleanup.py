@@ -11,7 +11,7 @@ import edgert
 from edgert.bundle import is_bundle
 from edgert.execution.segments import seal, tidied_path
 from edgert.formats import onnx_clean, open_model
-from edgert.formats.onnx_placement import read_placement, write_placement
+from edgert.formats.onnx_placement import read_placement, wishes, write_placement
 from edgert.partitioner.draw import draw_svg
 from edgert.partitioner.explain import explain
 
@@ -65,6 +65,16 @@ def test_the_plan_can_be_explained_drawn_and_exported_on_the_original(load, unti
     assert placed.stages["act2"] == 1
     assert placed.stages["matmul3"] == 2
     assert "sum" not in placed.nodes
+
+
+def test_a_placement_written_into_the_model_asks_for_the_same_targets(load, untidy, tmp_path):
+    plan = load(untidy, "swift", "crawls", "drags").plan
+    write_placement(open_model(untidy), plan, tmp_path / "placed.onnx")
+    wanted = wishes(read_placement(open_model(tmp_path / "placed.onnx")))
+    assert wanted == tuple(dict.fromkeys(map(str, plan.targets)))
+    again = load(tmp_path / "placed.onnx", "swift", "crawls", "drags", targets=wanted).plan
+    assert again.targets == plan.targets
+    assert [segment.nodes for segment in again.segments] == [segment.nodes for segment in plan.segments]
 
 
 def test_the_next_load_uses_what_is_there(load, untidy, feed, monkeypatch):
