@@ -17,7 +17,9 @@
     ├── TargetError             a way to run is at fault
     │   ├── MissingPackage      a backend or reader is not installed (or not usable); names the command that helps
     │   ├── PrepareRefused      a backend refused the model on a target
+    │   ├── NotEnoughMemory     a target needs more memory than is left
     │   ├── RunFailed           a backend failed while it ran
+    │   ├── OutOfMemory         a backend wanted more memory than there is
     │   ├── WrongNumbers        a target's answer left the tolerance
     │   └── DeviceLost          the device is gone
     ├── ChildError              a supervised process is at fault
@@ -72,7 +74,9 @@ __all__ = [
     "ModelNotFound",
     "ModelNotServed",
     "ModelUnsupported",
+    "NotEnoughMemory",
     "OptionError",
+    "OutOfMemory",
     "Overloaded",
     "PeerRefused",
     "PeerUnreachable",
@@ -204,8 +208,21 @@ class PrepareRefused(TargetError):
     """The target as text, such as `openvino@cpu:0/f32`."""
 
 
+class NotEnoughMemory(TargetError):
+    """A target needs more memory than is left: refused before the kernel would have killed somebody for it."""
+
+    needed_bytes: int
+    """By the target that needs least."""
+    left_bytes: int
+    """On the box, in the control group, or below the limit that was asked for."""
+
+
 class RunFailed(TargetError):
     """A backend failed while it ran a prepared segment."""
+
+
+class OutOfMemory(TargetError):
+    """A backend wanted more memory than there is."""
 
 
 class WrongNumbers(TargetError):
@@ -238,6 +255,11 @@ class ChildTimeout(ChildError):
 
 class Garbage(ChildError):
     """What a supervised process (or the library in it) sent cannot be an answer: a wrong name, type, shape or id."""
+
+    value: str
+    """Name of the value that is wrong."""
+    read: bool
+    """True when whoever read it complains: the fault is with whoever made it."""
 
 
 class CacheError(EdgertError):

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -18,10 +18,11 @@ from edgert import bundle, formats, store, unpack
 from edgert.buckets import Bucket, bucket_of, free_axes, grouped, shapes_of, text_of
 from edgert.devices import probe as probing
 from edgert.devices.backend import Source
-from edgert.errors import Cancelled, Closed, EdgertError, MissingPackage, OptionError
+from edgert.errors import Cancelled, Closed, EdgertError, MissingPackage, NotEnoughMemory, OptionError
 from edgert.execution import guard
 from edgert.execution.events import Event
 from edgert.execution.pipeline import Isolation, Made
+from edgert.execution.segments import Parts
 from edgert.execution.start import Running, start
 from edgert.feed import Feeder
 from edgert.formats import memo
@@ -87,6 +88,7 @@ def load(
             for another machine (with the differences).
         UnknownTarget, OptionError: a setting is.
         Infeasible: some block of the model alone does not fit the memory limit; with the figures.
+        NotEnoughMemory: what is left does not even hold what the plan's fallbacks need.
         CacheUnwritable: the cache folder that was asked for cannot be written.
         MissingPackage: the package that reads this format is not installed.
     """
@@ -128,14 +130,49 @@ def load(
     plan = memory.plan(wish, budget_s)
     if plan is not None and guard.has_room(plan):
         source = Source(file, plan.format, plan.inputs, plan.outputs, plan.own_precision)
-        return Model(start(plan, source, machine, memory.compiled(), isolation), source, machine)
+        with suppress(NotEnoughMemory):  # less is left today than when it was made: plan anew, within that
+            return _started(plan, source, machine, memory.compiled(), isolation, limit_bytes=limit_bytes)
+        wish = replace(wish, memory_limit_bytes=limit_bytes or guard.within_reach())
     say = progress or (lambda _message, _share: None)
     assignment = Assignment(_open(file, model_digest), machine, wish, memory, budget_s, chosen, say)
-    plan = planning.make_plan(assignment) if budget_s else planning.first_plan(assignment)
-    model = Model(start(plan, assignment.source, machine, memory.compiled(), isolation), assignment.source, machine)
-    if not budget_s and plan.residency is None:  # a search would hold more than the limit beside the model
+    model = _planned(assignment, isolation)
+    if not budget_s and model.plan.residency is None:  # a search would hold more than the limit beside the model
         model.improve(assignment, isolation, lambda: asked or probing.probe(cache_dir=folder))
     return model
+
+
+def _planned(assignment: Assignment, isolation: Isolation) -> Model:
+    """The model of a plan that is made now; in turns where less memory is left than the plan turned out to need."""
+    from edgert import planning
+
+    make = planning.make_plan if assignment.budget_s else planning.first_plan
+    source, machine, compiled = assignment.source, assignment.machine, assignment.memory.compiled()
+    limit_bytes = assignment.wish.memory_limit_bytes
+    try:
+        return _started(make(assignment), source, machine, compiled, isolation, limit_bytes=limit_bytes)
+    except NotEnoughMemory:
+        if limit_bytes:
+            raise
+    limit_bytes = guard.within_reach()
+    anew = replace(assignment, wish=replace(assignment.wish, memory_limit_bytes=limit_bytes))
+    return _started(make(anew), source, machine, compiled, isolation, limit_bytes=limit_bytes)
+
+
+def _started(
+    plan: Plan, source: Source, machine: Machine, compiled: Path | None, isolation: Isolation,
+    *, limit_bytes: int, parts: Parts | None = None, reason: str = "", release: Callable[[], None] = lambda: None,
+) -> Model:  # fmt: skip
+    """The model of a plan, or of as much of it as fits into the memory that is left; its receipts then say so.
+
+    Raises:
+        NotEnoughMemory: nothing of it fits.
+        DeviceLost: no target of it prepares.
+    """
+    fit, why = guard.fitted(plan, limit_bytes)
+    if why:
+        _log.warning("%s: %s", source.path.name, why)
+    running = start(fit, source, machine, compiled, isolation, parts=parts)
+    return Model(running, source, machine, reason="; ".join(filter(None, (reason, why))), release=release)
 
 
 def wish_of(
@@ -159,11 +196,13 @@ def _refuse_wishes(file: Path, objective: str, precision: str, **others: object)
 
 def _unpacked(found: unpack.Unpacked, isolation: Isolation) -> Model:
     try:
-        pipeline = start(found.plan, found.source, found.machine, found.compiled, isolation, parts=found.parts)
+        return _started(
+            found.plan, found.source, found.machine, found.compiled, isolation, limit_bytes=0, parts=found.parts,
+            reason=found.reason, release=found.release,
+        )  # fmt: skip
     except BaseException:
         found.release()
         raise
-    return Model(pipeline, found.source, found.machine, reason=found.reason, release=found.release)
 
 
 def _open(file: Path, digest: str) -> formats.ModelFile:

@@ -4,17 +4,19 @@
 |---|---|
 | must the model take turns, and within what? | `limit_for` |
 | does a remembered plan still fit beside what this process holds today? | `has_room` |
+| what of a plan fits into what is left: all, fewer instances, a fallback? | `fitted` |
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from edgert import formats
 from edgert.devices import memory
-from edgert.errors import OptionError
-from edgert.plan import Plan
+from edgert.errors import NotEnoughMemory, OptionError
+from edgert.plan import Instance, Plan, Segment
 
 _log = logging.getLogger(__name__)
 _COPIES = 1.25
@@ -27,6 +29,8 @@ _BASE_BYTES = 64 << 20
 """What a library takes beside the model."""
 _GROWN = 1.1
 """A process that holds so many times what a plan reckoned with has no room for it any more."""
+_RUN = 1.1
+"""What a prepared target takes once it ran, times what it took when it was prepared."""
 _STEPS = 8
 """Limits are rounded down to an eighth of a power of two: today's plan is found again tomorrow."""
 
@@ -74,6 +78,100 @@ def has_room(plan: Plan) -> bool:
     if not fits:
         _log.info("plan %s was made beside %d bytes, now there are %d", plan.id, residency.base_bytes, now_bytes)
     return fits
+
+
+def fitted(plan: Plan, limit_bytes: int = 0, root: Path = Path("/")) -> tuple[Plan, str]:
+    """The plan, or as much of it as fits into the memory that is left.
+
+    1. The plan itself where its targets' measured memory fits, or where nobody measured it.
+    2. Else with as many instances as fit.
+    3. Else the first of its fallbacks that fits.
+
+    Args:
+        plan: to be prepared now.
+        limit_bytes: for the whole process; 0 for what the box has left alone.
+        root: as for `memory.available`.
+
+    Returns:
+        The plan to prepare, and why it is another one; '' when it is not.
+
+    Raises:
+        NotEnoughMemory: not even a fallback fits; says what is needed, what is left, and how much is missing.
+    """
+    left = _left(limit_bytes, root)
+    if left is None:
+        return plan, ""
+    if plan.residency is not None:
+        return _turns_fitted(plan, left)
+    needs = {row.target: int(row.memory_bytes * _RUN) for row in plan.candidates}
+    need_bytes = sum(needs.get(plan.segments[instance.segment].target, 0) for instance in plan.instances)
+    if need_bytes <= left.size_bytes:
+        return plan, ""
+    why = f"{left.cause} has {_mb(left.size_bytes)} left, the plan needs {_mb(need_bytes)}"
+    if len(plan.segments) == 1:
+        each_bytes = need_bytes // len(plan.instances)
+        fit = left.size_bytes // each_bytes
+        if fit:
+            return _fewer(plan, fit), f"{why}: {fit} of {len(plan.instances)} instances run"
+    for number, target in enumerate(plan.fallbacks):
+        if 0 < needs.get(target, 0) <= left.size_bytes:
+            return _fallback(plan, number), f"{why}: {target}, which needs {_mb(needs[target])}, runs instead"
+    least = min(need for need in (need_bytes, *needs.values()) if need)
+    raise NotEnoughMemory(
+        f"model {plan.model[:12]}: {why}; the least that a target needs is {_mb(least)}: "
+        f"{_mb(least - left.size_bytes)} are missing.",
+        "Free memory, or give a memory limit: the model is then run in segments.",
+        needed_bytes=least, left_bytes=left.size_bytes,
+    )  # fmt: skip
+
+
+def within_reach(root: Path = Path("/")) -> int:
+    """A limit for the whole process that leaves something for others, for a plan whose segments take turns."""
+    left = memory.available(root)
+    return rounded(int(memory.resident().now_bytes + _SHARE * left.size_bytes)) if left else 0
+
+
+def _left(limit_bytes: int, root: Path) -> memory.Available | None:
+    found = [memory.available(root)]
+    if limit_bytes:
+        found.append(memory.Available(max(0, limit_bytes - memory.resident().now_bytes), "the memory limit"))
+    return min((each for each in found if each), key=lambda each: each.size_bytes, default=None)
+
+
+def _turns_fitted(plan: Plan, left: memory.Available) -> tuple[Plan, str]:
+    """A plan in turns keeps to what it measured: it fits or it does not."""
+    need_bytes = plan.residency.peak_bytes if plan.residency else 0
+    if need_bytes <= left.size_bytes:
+        return plan, ""
+    raise NotEnoughMemory(
+        f"model {plan.model[:12]}: {left.cause} has {_mb(left.size_bytes)} left, its segments in turn need "
+        f"{_mb(need_bytes)}, {_mb(need_bytes - left.size_bytes)} more than that.",
+        "Free memory, or plan again with a lower memory limit.",
+        needed_bytes=need_bytes, left_bytes=left.size_bytes,
+    )  # fmt: skip
+
+
+def _fewer(plan: Plan, count: int) -> Plan:
+    note = f"{count} of {len(plan.instances)} instances: the others did not fit into memory"
+    return replace(plan, instances=plan.instances[:count], items_per_s=0.0, notes=(*plan.notes, note))
+
+
+def _fallback(plan: Plan, number: int) -> Plan:
+    """The plan of one of the fallbacks, with those after it as its own."""
+    target = plan.fallbacks[number]
+    names = [tuple(value.name for value in values) for values in (plan.inputs, plan.outputs)]
+    row = next(row for row in plan.candidates if row.target == target)
+    return replace(
+        plan,
+        segments=(Segment(target, (), names[0], names[1], cause="the planned targets did not fit into memory"),),
+        instances=(Instance(0),), transfers=(), values=(), predicted_s=0.0, items_per_s=0.0,
+        measured_s=row.timing.p50_s if row.timing else 0.0, fallbacks=plan.fallbacks[number + 1 :],
+        notes=(*plan.notes, f"a fallback of plan {plan.id}, which did not fit into memory"),
+    )  # fmt: skip
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"
 
 
 def rounded(size_bytes: int) -> int:
