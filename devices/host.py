@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from edgert.devices import backend as load_backend
+from edgert.devices import quota
 from edgert.devices.backend import Runnable, Signs, Source, Virtual
 from edgert.devices.words import in_virtual_time
-from edgert.errors import OptionError
+from edgert.errors import OptionError, OutOfMemory, TargetError
 from edgert.graph import Value
 from edgert.machine import Device, device_from_json
 from edgert.plan import value_from_json
@@ -34,11 +35,30 @@ class Host:
         self._runnables: dict[int, Runnable] = {}
         self._next = 0
         self._samples: dict[str, dict[str, Data]] = {}
+        self._rationed = False
 
-    def handle(  # noqa: PLR0911 - one return a command: the table reads best whole
+    def handle(self, method: str, body: Mapping[str, Any], data: Mapping[str, Data]) -> Message:
+        """Do one thing.
+
+        Raises:
+            OutOfMemory: a library could not allocate below the ceiling that `ration` set.
+            EdgertError: whatever else went wrong.
+        """
+        try:
+            return self._do(method, body, data)
+        except TargetError as error:
+            if self._rationed and quota.is_hit(error.message):
+                raise OutOfMemory(error.message, "Free memory, or try it on a larger box.") from error
+            raise
+
+    def _do(  # noqa: PLR0911 - one return a command: the table reads best whole
         self, method: str, body: Mapping[str, Any], data: Mapping[str, Data]
     ) -> Message:
         match method:
+            case "ration":
+                self._rationed = True
+                quota.begin(body.get("bytes"))
+                return {}, {}
             case "reaches":
                 return self._reaches(body["backend"], [device_from_json(item) for item in body["devices"]]), {}
             case "signature":
@@ -62,6 +82,9 @@ class Host:
             case "empty":
                 self._samples.clear()
                 self._release(list(self._runnables))
+                if self._rationed:
+                    quota.end()
+                    self._rationed = False
                 return {}, {}
         raise OptionError(f"host: there is no method {method!r}.")
 

@@ -47,7 +47,7 @@ _PREPARING = 0.2
 """Part of the progress that preparing takes."""
 LONGEST_VISIT_S = 1.0
 """Of all instances together."""
-_OUT: frozenset[Outcome] = frozenset({"wrong", "refused", "crashed", "timeout"})
+_OUT: frozenset[Outcome] = frozenset({"wrong", "refused", "crashed", "timeout", "out of memory"})
 """What the planner found no answer, or a wrong one, from: not timed."""
 
 

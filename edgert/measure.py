@@ -154,7 +154,10 @@ class Contestant:
 
 
 def hold(remote: Remote, samples: Sequence[Mapping[str, Data]]) -> None:
-    """Leave the samples with a child, named by `sample_name`."""
+    """Leave the samples with a child, named by `sample_name`; what it allocates from now on may not exceed what the box
+    has available.
+    """
+    remote.call("ration")
     for index, sample in enumerate(samples):
         remote.hold(sample_name(index), sample)
 

@@ -233,6 +233,7 @@ def _change(row: Row, own: Row | None) -> str:
         "refused": "its library would have to take the segment",
         "crashed": "another version is tried afresh",
         "timeout": "another version is tried afresh",
+        "out of memory": "more would have to be free",
         "slow": "its first calls would have to be faster",
         "untried": "",
     }

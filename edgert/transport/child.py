@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any, Protocol
 
 from edgert import errors
-from edgert.errors import ChildDied, ChildTimeout, EdgertError, RunFailed, WireError
+from edgert.errors import ChildDied, ChildTimeout, EdgertError, OutOfMemory, RunFailed, WireError
 from edgert.tensor import Data
 from edgert.transport import wire
 
@@ -63,6 +63,7 @@ class Child:
         self._lock = threading.Lock()
         self._ready = False
         self._stderr: deque[str] = deque(maxlen=40)
+        self._kills = _kills()
         self._socket, theirs = socket.socketpair()
         lifeline_read, self._lifeline = os.pipe()
         argument = {"fd": theirs.fileno(), "lifeline": lifeline_read, "service": service, "path": sys.path,
@@ -172,11 +173,29 @@ class Child:
         killed_by = -code if code < 0 else None
         how = f"died of {signal.Signals(killed_by).name}" if killed_by else f"exited with status {code}"
         if killed_by == signal.SIGKILL:
-            how += " (somebody's kill, or the kernel out of memory)"
+            how += _killer(self._kills)
         words = f" Its last words: {' | '.join(list(self._stderr)[-3:])}" if self._stderr else ""
         return ChildDied(
             f"{self.name} {how} during {method!r}.{words}", signal=killed_by, exit_code=None if killed_by else code
         )
+
+
+def _kills() -> int | None:
+    """How many processes the kernel has ended for want of memory since it started; None where it does not count."""
+    with contextlib.suppress(OSError), open("/proc/vmstat", encoding="ascii") as counters:
+        for line in counters:
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return None
+
+
+def _killer(before: int | None) -> str:
+    """Who sent a SIGKILL that was not ours: the kernel, when it has ended one more process since."""
+    now = _kills()
+    if before is None or now is None:
+        return " (somebody's kill, or the kernel out of memory)"
+    return " (the kernel was out of memory)" if now > before else " (somebody killed it)"
 
 
 def _drain(stream: IO[bytes], last_words: deque[str]) -> None:
@@ -264,7 +283,7 @@ def _serve(connection: socket.socket, service: Service, request: Mapping[str, An
     except EdgertError as error:
         _answer(connection, {"error": errors.to_json(error)}, {})
     except MemoryError as error:
-        _answer(connection, {"error": errors.to_json(RunFailed(f"out of memory: {error}."))}, {})
+        _answer(connection, {"error": errors.to_json(OutOfMemory(f"out of memory: {error}."))}, {})
     except Exception as error:  # noqa: BLE001 - whatever a vendor's library throws must reach the parent as a message
         failure = RunFailed(f"{type(error).__name__} in {request['method']!r}: {str(error)[:2000]}")
         _answer(connection, {"error": errors.to_json(failure)}, {})

@@ -446,7 +446,7 @@ BY_NAME = {
     for kind in (
         Right, CrashesInPrepare, HangsInPrepare, DiesInRace, HalfDies, Nan, OffByOnePercent, WrongShape, WrongDtype,
         NoOutput, WantsTooMuch, EatsMemory, Killed, Slow, Refuses, Throws, Fickle, Picky, Fussy, DiesOnDemand, Lonely,
-        Marks, Waits, Genuine, Crawls, Swift, Blunt, Trudges, Rowwise, Plods, Drags, Bends,
+        Marks, Waits, Genuine, Crawls, Swift, Blunt, Trudges, Rowwise, Plods, Drags, Bends, Treacherous,
         Blind,
     )
 }  # fmt: skip

@@ -14,7 +14,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from edgert.errors import ChildDied, ChildTimeout, RunFailed, ShapeMismatch, WireError
+from edgert.errors import ChildDied, ChildTimeout, OutOfMemory, RunFailed, ShapeMismatch, WireError
 from edgert.transport.child import Child
 from tests.conftest import open_descriptors
 
@@ -62,10 +62,13 @@ def test_a_real_segmentation_fault_is_a_typed_error(child):
         child.call("segfault")
 
 
-def test_a_kill_from_outside_hints_at_memory(child):
+def test_a_kill_from_outside_is_told_from_the_kernels(child, monkeypatch):
     child.call("pid")
     os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(ChildDied, match="out of memory"):
+    with pytest.raises(ChildDied, match="somebody killed it"):
+        child.call("echo")
+    monkeypatch.setattr(child, "_kills", -1)  # since then the kernel has ended a process
+    with pytest.raises(ChildDied, match="the kernel was out of memory"):
         child.call("echo")
 
 
@@ -140,7 +143,7 @@ def test_a_request_that_cannot_be_sent_harms_nobody(child):
 def test_beyond_its_memory_limit_allocations_fail_and_the_child_lives():
     with Child(SERVICE, name="small", memory_limit_bytes=2 << 30) as made:
         assert made.call("allocate", {"bytes": 1 << 20})[0] == {"sum": 1 << 20}
-        with pytest.raises(RunFailed, match="out of memory"):
+        with pytest.raises(OutOfMemory, match="out of memory"):
             made.call("allocate", {"bytes": 4 << 30})
         assert made.call("allocate", {"bytes": 1 << 20})[0] == {"sum": 1 << 20}
 
