@@ -6,9 +6,12 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from edgert.errors import OptionError
 from edgert.partitioner import integer
+from edgert.partitioner.anneal import anneal
 from edgert.partitioner.chain import is_chain, place_chain, price_chain
 from edgert.partitioner.contract import contract
 from edgert.partitioner.evaluate import cost_of, evaluate
@@ -18,7 +21,7 @@ from edgert.partitioner.indexed import Indexed, index
 from edgert.partitioner.infeasible import find_fault, nothing_found
 from edgert.partitioner.problem import Problem, Solution
 from edgert.partitioner.schedule import solve_schedule
-from edgert.partitioner.search import anneal, first_fit, list_schedule, starts
+from edgert.partitioner.search import first_fit, list_schedule, starts
 from edgert.partitioner.timeline import fits_timeline, solve_timeline
 
 __all__ = ["solve"]
@@ -45,7 +48,8 @@ def solve(problem: Problem, time_limit_s: float = 60.0) -> Solution:
        (`ideals`), and a small problem by going through all placements (`exhaustive`).
     3. Otherwise starts come from list scheduling and cuts of a line, and local search betters them (`search`); that
        takes a small part of the time, and without OR-Tools all of it.
-    4. An integer programme, started there, goes on and gives the bound (`integer`, `timeline`, `schedule`).
+    4. An integer programme, started there, goes on and gives the bound (`integer`, `timeline`, `schedule`), while local
+       search goes on beside it.
 
     The same problem gives the same answer where the time suffices; where it does not, the machine's speed shows.
 
@@ -91,8 +95,13 @@ class _Work:
 
     def until(self, seconds: float) -> Callable[[], bool]:
         """Whether there is time, as a callable: at most so many seconds from now, and never past the deadline."""
+        left_s = self.within(seconds)
+        return lambda: left_s() > 0
+
+    def within(self, seconds: float) -> Callable[[], float]:
+        """As `until`: the seconds that are left."""
         end = min(self.deadline, time.monotonic() + seconds)
-        return lambda: time.monotonic() < end
+        return lambda: end - time.monotonic()
 
     @property
     def left_s(self) -> float:
@@ -133,7 +142,7 @@ class _Work:
         if placements <= _TINY:
             self._go_through_all(self.left_s)
         if not self.done and self.best is not None:
-            self._improve(min(_SEARCH_S, self.left_s / (8 if integer.available() else 2)))
+            self._improve(self.within(min(_SEARCH_S, self.left_s / (8 if integer.available() else 2))))
         if not self.done and integer.available():
             self._programme()
         if not self.done and placements <= _FEWEST:
@@ -141,7 +150,7 @@ class _Work:
         cheap = indexed.problem.objective == "throughput" and indexed.problem.pieces == "many"
         worth = cheap or len(indexed.items) <= _MOST_ITEMS
         if not self.done and self.best is not None and not self._programmed and worth:
-            self._improve(self.left_s)
+            self._improve(self.within(self.left_s))
 
     def _price_chain(self) -> None:
         """A chain that is too large for a device's memory."""
@@ -171,9 +180,9 @@ class _Work:
             if not more() and self.best is not None:
                 break
 
-    def _improve(self, seconds: float) -> None:
+    def _improve(self, left_s: Callable[[], float]) -> None:
         assert self.best is not None  # the callers look
-        found, cost = anneal(self.indexed, self.best, self.cost, self.until(seconds))
+        found, cost = anneal(self.indexed, self.best, self.cost, left_s)
         if cost < self.cost:
             self.best, self.cost = found, cost
             if "search" not in self.used:
@@ -196,19 +205,28 @@ class _Work:
         if problem.objective == "throughput" or self.best is None:
             throughput = problem.objective == "throughput"
             worst = self.cost if self.best is not None else _worst(indexed)
-            answer = integer.solve_throughput(indexed, self.best, worst, self.deadline)
+            answer = self._beside(partial(integer.solve_throughput, indexed, self.best, worst, self.deadline))
             self.proved_empty = answer.infeasible and self.best is None
             self._take(answer, "integer", throughput)
             if throughput or self.best is None or self.done:
                 return
         if fits_timeline(indexed):
-            self._take(solve_timeline(indexed, self.best, self.cost, self.deadline), "timeline", True)
+            solving = partial(solve_timeline, indexed, self.best, self.cost, self.deadline)
+            self._take(self._beside(solving), "timeline", True)
         elif problem.transfers != "device":
             share = 0.6 if problem.pieces == "many" else 1.0
-            self._take(
-                solve_schedule(indexed, self.best, self.cost, time.monotonic() + share * self.left_s), "schedule", True
-            )
+            end = time.monotonic() + share * self.left_s
+            self._take(self._beside(partial(solve_schedule, indexed, self.best, self.cost, end)), "schedule", True)
             self._programmed = False
+
+    def _beside(self, programme: Callable[[], integer.Answer]) -> integer.Answer:
+        """What the programme answers; meanwhile local search goes on in this thread, which CP-SAT does not need."""
+        if self.best is None:
+            return programme()
+        with ThreadPoolExecutor(1, thread_name_prefix="edgert programme") as pool:
+            running = pool.submit(programme)
+            self._improve(lambda: 0.0 if running.done() else self.left_s)
+            return running.result()
 
     def _take(self, answer: integer.Answer, name: str, bounds: bool) -> None:
         self._programmed = True
