@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -205,12 +206,12 @@ def int8_mobilenet(known_models):
 
 
 @pytest.fixture(scope="module")
-def bundle_of_a_pi4(on_board):
-    """A bundle compiled on a Pi 4."""
+def bundle_of_a_pi4(on_board, tmp_path_factory):
+    """A folder with a bundle that was compiled on a Pi 4."""
     board = on_board("pi4")
     made = board.check("compile_bundle", "digits_i8.tflite")
     assert made["architecture"] == "aarch64"
-    return board.folder / "out"
+    return Path(shutil.copy(board.folder / "out/digits.edgert", tmp_path_factory.mktemp("bundle"))).parent
 
 
 @pytest.mark.xdist_group("pi4")
