@@ -44,9 +44,9 @@ class Emulated:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         if not (self.folder / "overlay/proc/cpuinfo").exists():
             write(overlay(self.board), self.folder / "overlay")
-        mounts = {GUEST: "/work/checks", sysroot.product(): "/work/product", self.folder / "out": "/work/out"}
-        if "/work/cache" not in self.tmpfs:
-            mounts[self.folder / "cache"] = "/work/cache"
+        mounts = {GUEST: "/srv/checks", sysroot.product(): "/srv/product", self.folder / "out": "/srv/out"}
+        if "/srv/cache" not in self.tmpfs:
+            mounts[self.folder / "cache"] = "/srv/cache"
         command: list[str] = [
             *sysroot.unshare(), str(sysroot.HERE / "enter.sh"), str(sysroot.sysroot(self.board.architecture)),
             str(self.folder / "overlay"), str(sysroot.launcher(self.board)), str(sysroot.packages(self.environment)),
@@ -68,7 +68,7 @@ class Emulated:
         Raises:
             GuestFailed: it ended with an error.
         """
-        done = self.run("/work/checks/checks.py", name, *arguments, timeout_s=timeout_s)
+        done = self.run("/srv/checks/checks.py", name, *arguments, timeout_s=timeout_s)
         if done.returncode:
             raise GuestFailed(
                 f"{name} on {self.board.name} with {self.environment}: exit status {done.returncode}\n"

@@ -13,9 +13,9 @@ mount --rbind /proc "$root/proc"
 for file in cpuinfo meminfo; do mount --bind "$overlay/proc/$file" "$root/proc/$file"; done
 mount --rbind /dev "$root/dev"
 mount --bind "$overlay/sys" "$root/sys"
-mount --bind "$overlay" "$root/work/board"
+mount --bind "$overlay" "$root/srv/board"
 mount -t tmpfs -o size=256m,mode=1777 tmpfs "$root/tmp"
-environment=(HOME=/tmp LC_ALL=C.UTF-8 PATH=/opt/edgert/bin:/usr/bin:/bin EDGERT_CACHE=/work/cache PYTHONDONTWRITEBYTECODE=1)
+environment=(HOME=/tmp LC_ALL=C.UTF-8 PATH=/opt/edgert/bin:/usr/bin:/bin EDGERT_CACHE=/srv/cache PYTHONDONTWRITEBYTECODE=1)
 while [ "$1" != -- ]; do
   case $1 in
     bind) mount --bind "$2" "$root$3"; shift 3 ;;

@@ -97,20 +97,20 @@ def count(board: str, environment: str, folder: Path, work: Sequence[Job]) -> di
     with tempfile.TemporaryDirectory() as scratch:
         emulated = Emulated(
             load(board), environment, Path(scratch),
-            binds={folder: "/work/models", sysroot.plugin().parent: "/work/plugin"},
+            binds={folder: "/srv/models", sysroot.plugin().parent: "/srv/plugin"},
             variables={
-                "QEMU_PLUGIN": "/work/plugin/icount.so,out=/work/out/marks",
+                "QEMU_PLUGIN": "/srv/plugin/icount.so,out=/srv/out/marks",
                 "PYTHONHASHSEED": "0",  # the order of sets and dicts moves counts by a percent
             },
         )  # fmt: skip
         out = Path(scratch, "out")
         out.mkdir()
         described = [
-            {"model": f"/work/models/{job.model}", "backend": job.backend, "variant": job.variant, "call": job.call}
+            {"model": f"/srv/models/{job.model}", "backend": job.backend, "variant": job.variant, "call": job.call}
             for job in work
         ]
         (out / "jobs.json").write_text(json.dumps(described), encoding="utf-8")
-        done = emulated.run("/work/checks/count.py", "/work/out/jobs.json")
+        done = emulated.run("/srv/checks/count.py", "/srv/out/jobs.json")
         if done.returncode:
             raise GuestFailed(f"counting on {board}: exit status {done.returncode}\n{done.stderr[-3000:]}")
         refused = json.loads(done.stdout.splitlines()[-1])

@@ -42,8 +42,8 @@ QEMU = {"arm64": "qemu-aarch64", "armhf": "qemu-arm"}
 _MACHINE = {"arm64": "aarch64", "armhf": "armv7l"}
 _GLIBC_MINORS = range(17, 37)
 """Debian 12 has glibc 2.36; pip wants every tag that a wheel may carry."""
-_MOUNTS = ("proc", "sys", "dev", "tmp", "opt/edgert/lib/python3.11/site-packages", "work/board", "work/product",
-           "work/checks", "work/models", "work/known", "work/out", "work/cache", "work/plugin")  # fmt: skip
+_MOUNTS = ("proc", "sys", "dev", "tmp", "opt/edgert/lib/python3.11/site-packages", "srv/board", "srv/product",
+           "srv/checks", "srv/models", "srv/known", "srv/out", "srv/cache", "srv/plugin")  # fmt: skip
 _VENV = "home = /usr/bin\ninclude-system-site-packages = {system}\nversion = 3.11\n"
 
 
@@ -116,7 +116,7 @@ def packages(name: str) -> Path:
             name,
         )  # fmt: skip
         # edgert itself is mounted beside these, and found like an editable install.
-        (folder / "edgert.pth").write_text("/work/product\n", encoding="ascii")
+        (folder / "edgert.pth").write_text("/srv/product\n", encoding="ascii")
         _compile(folder)
 
     return _made(f"packages-{name}", [lock.read_text(encoding="utf-8"), *tags, "2"], make)

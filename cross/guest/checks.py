@@ -23,9 +23,9 @@ from edgert.devices import cpu
 
 BUDGET_S = 1.0
 """For one load: under emulation times mean nothing, so the race need not be long."""
-OUT = Path(os.environ.get("EDGERT_OUT", "/work/out"))
+OUT = Path(os.environ.get("EDGERT_OUT", "/srv/out"))
 """Where arrays and files are left."""
-KNOWN = Path("/work/known")
+KNOWN = Path("/srv/known")
 """Where EDGERT_MODELS is mounted; an absolute path leads elsewhere."""
 IMAGES = 16
 """Of the bundled digits."""
@@ -35,7 +35,7 @@ def clusters() -> Any:
     """The CPU as the board's whole description has it, whatever cores this machine allows."""
     return [
         {"name": device.name, "cores": device.cores, "features": device.features, "memory_bytes": device.memory_bytes}
-        for device in cpu.discover(Path("/work/board"))
+        for device in cpu.discover(Path("/srv/board"))
     ]
 
 
@@ -192,7 +192,7 @@ def refusal(path: str, *targets: str) -> Any:
 
 
 def compile_bundle(name: str) -> Any:
-    """A bundle of a bundled model for this board, at /work/out/digits.edgert."""
+    """A bundle of a bundled model for this board, at /srv/out/digits.edgert."""
     from edgert.compile import compile_model
 
     made = compile_model(data.path(name), OUT / "digits.edgert", budget_s=BUDGET_S)

@@ -37,7 +37,7 @@ def on_board(emulation, tmp_path_factory):
             made[key] = tmp_path_factory.mktemp(f"{name}-{environment}")
         binds = dict(changes.pop("binds", {}))
         if os.environ.get("EDGERT_MODELS"):
-            binds[Path(os.environ["EDGERT_MODELS"]).absolute()] = "/work/known"
+            binds[Path(os.environ["EDGERT_MODELS"]).absolute()] = "/srv/known"
         folder = changes.pop("folder", made[key])
         return Emulated(board, environment, folder, binds=binds, **changes)
 

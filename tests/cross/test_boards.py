@@ -46,7 +46,7 @@ def assert_known(board, target, record, label):
     most = 0 if own else 1
     for model, file, feeds, expected in known_cases():
         if own:
-            expected = f"/work/checks/golden/tflite-runtime.{model}.npz"  # noqa: PLW2901 - its arithmetic is not LiteRT's
+            expected = f"/srv/checks/golden/tflite-runtime.{model}.npz"  # noqa: PLW2901 - its arithmetic is not LiteRT's
         worst[model] = board.check("known", file, feeds, expected, target)[target]
     assert max(worst.values()) <= most, worst
     record(board.board.name, label, f"{', '.join(worst)}: {_distance(max(worst.values()))}")
@@ -97,7 +97,7 @@ def test_probe_finds_backends_that_count_right(on_board, record, name):
 def test_an_int8_model_is_planned_and_right(on_board, record, name, model):
     board = on_board(name)
     if board.board.architecture == "armhf" and model.endswith(".onnx"):
-        refused = board.check("refusal", f"/work/product/edgert/data/{model}")
+        refused = board.check("refusal", f"/srv/product/edgert/data/{model}")
         assert refused["kind"] == "MissingPackage"
         assert "pip install" in refused["remedy"]
         record(name, model, "refused: no reader, no runtime for 32 bits")
@@ -194,10 +194,10 @@ def int8_mobilenet(known_models):
 
     def find(kind):
         if kind == "known":
-            return "/work/known/mobilenet_v2_1.0_224_quant.tflite", {}
+            return "/srv/known/mobilenet_v2_1.0_224_quant.tflite", {}
         zoo = pytest.importorskip("bench.zoo", reason="the zoo is built with onnx")
         built = zoo.build("mobilenet_v2", "i8", cache() / "zoo")
-        return f"/work/models/{built.name}", {built.parent: "/work/models"}
+        return f"/srv/models/{built.name}", {built.parent: "/srv/models"}
 
     return find
 
@@ -216,8 +216,8 @@ def bundle_of_a_pi4(on_board, tmp_path_factory):
 
 @pytest.mark.xdist_group("pi4")
 def test_a_bundle_runs_where_it_was_made(on_board, record, bundle_of_a_pi4):
-    board = on_board("pi4", binds={bundle_of_a_pi4: "/work/models"})
-    answer = board.check("run_bundle", "/work/models/digits.edgert")
+    board = on_board("pi4", binds={bundle_of_a_pi4: "/srv/models"})
+    answer = board.check("run_bundle", "/srv/models/digits.edgert")
     assert not answer["degraded"]
     assert answer["readers"] == []
     record("pi4", "own bundle", "runs, no reader of models loaded")
@@ -227,13 +227,13 @@ def test_a_bundle_runs_where_it_was_made(on_board, record, bundle_of_a_pi4):
 def test_a_bundle_of_64_bits_answers_on_32_bits_as_a_fallback_that_says_why_or_is_refused(
     on_board, record, bundle_of_a_pi4
 ):
-    board = on_board("pi2", binds={bundle_of_a_pi4: "/work/models"})
-    refused = board.check("refusal", "/work/models/digits.edgert")
+    board = on_board("pi2", binds={bundle_of_a_pi4: "/srv/models"})
+    refused = board.check("refusal", "/srv/models/digits.edgert")
     if refused["kind"]:
         assert refused["kind"] == "ModelUnsupported"
         words = refused["message"]
     else:
-        answer = board.check("run_bundle", "/work/models/digits.edgert")
+        answer = board.check("run_bundle", "/srv/models/digits.edgert")
         assert answer["degraded"]
         words = answer["reason"]
     assert "architecture: made for aarch64, here armv7l" in words
@@ -242,10 +242,10 @@ def test_a_bundle_of_64_bits_answers_on_32_bits_as_a_fallback_that_says_why_or_i
 
 @pytest.mark.xdist_group("pi4")
 def test_a_cache_on_a_full_disk_is_refused_by_name(on_board, record):
-    board = on_board("pi4", tmpfs={"/work/cache": "4k"})
-    refused = board.check("refusal", "/work/product/edgert/data/digits_i8.tflite")
+    board = on_board("pi4", tmpfs={"/srv/cache": "4k"})
+    refused = board.check("refusal", "/srv/product/edgert/data/digits_i8.tflite")
     assert refused["kind"] == "CacheUnwritable"
-    assert "/work/cache" in refused["message"]
+    assert "/srv/cache" in refused["message"]
     assert "space" in refused["remedy"]
     record("pi4", "full disk", "CacheUnwritable")
 
@@ -253,7 +253,7 @@ def test_a_cache_on_a_full_disk_is_refused_by_name(on_board, record):
 @pytest.mark.xdist_group("pi4")
 def test_a_read_only_root_needs_a_named_cache_or_none(on_board, record):
     named = on_board("pi4", variables={"EDGERT_CACHE": "/var/edgert"})
-    refused = named.check("refusal", "/work/product/edgert/data/digits_i8.tflite")
+    refused = named.check("refusal", "/srv/product/edgert/data/digits_i8.tflite")
     assert refused["kind"] == "CacheUnwritable"
     assert "Read-only file system" in refused["message"]
     unnamed = on_board("pi4", variables={"EDGERT_CACHE": "", "XDG_CACHE_HOME": "/var/cache"})
