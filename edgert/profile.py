@@ -17,7 +17,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 Outcome: TypeAlias = Literal["ok", "wrong", "refused", "crashed", "timeout", "out of memory", "slow", "untried"]
 """ok: prepared, within tolerance, timed. wrong: left the tolerance. refused: the backend said no. crashed, timeout:
-what its child process did. out of memory: it wanted more than the box has. slow: dropped after its first runs, far behind. untried: the budget ran out."""
+what its child process did. out of memory: it wanted more than the box has. slow: dropped after its first runs, far
+behind. untried: the budget ran out."""
 
 _TARGET = re.compile(
     r"(?P<backend>[a-z0-9_.-]+)(\+(?P<variant>[a-z0-9_.-]+))?@(?P<device>[a-z]+:\d+)/(?P<precision>[a-z0-9]+)"

@@ -12,6 +12,7 @@ from typing import Any
 from edgert.errors import ModelUnsupported
 from edgert.formats.files import beside, digest_with, map_file, sha256, unique_names
 from edgert.formats.flat import Reader, external_buffer, has_external_buffers, schema, trusting
+from edgert.formats.tflite_sparse import read_sparse, read_sparsity
 from edgert.formats.tflite_tensors import read_constant
 from edgert.graph import Attribute, Constant, Format, Graph, Node, Quantization, Signature, Value
 from edgert.profile import Precision
@@ -317,11 +318,14 @@ class _Tflite(Reader):
         shape = self.integers(tensor, "Shape")  # a signature with free dimensions means nothing here
         if value.dtype is None or any(size < 0 for size in shape):
             raise self.corrupt(f"constant {value.name!r} has no full type")
-        sparse = tensor.Sparsity() is not None
+        sparsity = read_sparsity(self, tensor, value.name)
         asked_bytes = size_bytes(value.dtype, shape)
-        if value.dtype != "string" and not sparse and asked_bytes != len(content):
+        if value.dtype != "string" and sparsity is None and asked_bytes != len(content):
             raise self.corrupt(f"constant {value.name!r} holds {len(content)} bytes, its shape asks for {asked_bytes}")
-        shown = Value(value.name, value.dtype, shape, "sparse" if sparse else "tensor", value.quantization)
+        if sparsity is not None:
+            shown = Value(value.name, value.dtype, shape, "sparse", value.quantization)
+            return Constant(shown, len(content), partial(read_sparse, content, shown, sparsity))
+        shown = Value(value.name, value.dtype, shape, "tensor", value.quantization)
         return Constant(shown, len(content), partial(read_constant, content, shown))
 
     def _content(self, value: Value, tensor: Any) -> memoryview:

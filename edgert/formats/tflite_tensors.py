@@ -7,23 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from edgert.errors import ModelUnsupported
 from edgert.formats.flat import trusting
 from edgert.graph import Value
 from edgert.tensor import BITS, Array, DType, numpy_dtype
 
 
 def read_constant(content: memoryview, value: Value) -> Array:
-    """A constant's array, read-only.
+    """A dense constant's array, read-only (for sparse ones see `tflite_sparse`).
 
     Raises:
-        ModelUnsupported: it is stored sparse.
         ModelCorrupt: its strings are packed wrongly.
     """
     shape = tuple(size for size in value.shape or () if isinstance(size, int))
     dtype = value.dtype or "uint8"
-    if value.kind == "sparse":
-        raise ModelUnsupported(f"constant {value.name!r} is stored sparse.", "Read it through a backend.")
     if dtype == "string":
         return _strings(content, shape)
     if BITS[dtype] < 8:
