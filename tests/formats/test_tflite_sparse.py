@@ -24,11 +24,11 @@ def encode(dense, order, blocks, sizes, compressed):
 
     `blocks` are the axes that are cut, `sizes` of the blocks; `compressed` says of each level whether it is CSR.
     """
-    rank = dense.ndim
+    rank, cut = dense.ndim, {axis: number for number, axis in enumerate(blocks)}
     extents = [size // (sizes[blocks.index(axis)] if axis in blocks else 1) for axis, size in enumerate(dense.shape)]
     extents += list(sizes)
 
-    def at(path):
+    def value_at(path):
         place = dict(zip(order, path, strict=True))
         index = tuple(
             place[axis] * sizes[blocks.index(axis)] + place[rank + blocks.index(axis)]
@@ -40,7 +40,7 @@ def encode(dense, order, blocks, sizes, compressed):
 
     def alive(path):
         rest = [range(extents[axis]) for axis in order[len(path) :]]
-        return any(at((*path, *more)) for more in itertools.product(*rest))
+        return any(value_at((*path, *more)) for more in itertools.product(*rest))
 
     levels, paths = [], [()]
     for level, axis in enumerate(order):
@@ -53,7 +53,9 @@ def encode(dense, order, blocks, sizes, compressed):
         levels.append(Level(0, np.array(segments), np.array(indices, np.int64)) if compressed[level]
                       else Level(extents[axis], NONE, NONE))  # fmt: skip
         paths = children
-    return np.array([at(path) for path in paths], dense.dtype), Sparsity(tuple(order), tuple(blocks), tuple(levels))
+    return np.array([value_at(path) for path in paths], dense.dtype), Sparsity(
+        tuple(order), tuple(blocks), tuple(levels)
+    )
 
 
 @st.composite
