@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
@@ -20,6 +21,7 @@ from edgert.devices import probe as probing
 from edgert.devices.backend import Source
 from edgert.errors import Cancelled, Closed, EdgertError, MissingPackage, NotEnoughMemory, OptionError
 from edgert.execution import guard
+from edgert.execution.climate import CLIMATE, Climate, Eased
 from edgert.execution.events import Event
 from edgert.execution.pipeline import Isolation, Made
 from edgert.execution.segments import Parts
@@ -107,7 +109,7 @@ def load(
     from edgert.planning import Assignment, Memory
 
     groups = grouped(planning.user_samples(samples)[0])
-    if len(groups) > 1:
+    if len(groups) > 1 and budget_s:  # without a budget nothing is measured, at no shape
         with ExitStack() as made:
             loads = [
                 made.enter_context(load(
@@ -171,8 +173,13 @@ def _started(
     fit, why = guard.fitted(plan, limit_bytes)
     if why:
         _log.warning("%s: %s", source.path.name, why)
-    running = start(fit, source, machine, compiled, isolation, parts=parts)
-    return Model(running, source, machine, reason="; ".join(filter(None, (reason, why))), release=release)
+
+    def made_ready(plan: Plan) -> Running:
+        return start(plan, source, machine, compiled, isolation, parts=parts)
+
+    model = Model(made_ready(fit), source, machine, reason="; ".join(filter(None, (reason, why))), release=release)
+    model.heed(CLIMATE, made_ready)
+    return model
 
 
 def wish_of(
@@ -272,10 +279,18 @@ class Model:
         """Those that answer requests of other shape buckets; `self` where the same plan serves."""
         self._improving: threading.Thread | None = None
         self._stop = threading.Event()
+        self._throttled = ""
+        """As `Receipt.throttled`."""
+        self._own: Running | None = None
+        """What runs when the board is cool, while a cheaper plan does."""
+        self._eased: Eased | None = None
+        self._unheed: Callable[[], None] = lambda: None
 
     @property
     def plan(self) -> Plan:
-        """What runs where, and why. Changes when `budget_s=0` found better in the background."""
+        """What runs where, and why. Changes when `budget_s=0` found better in the background, and while the board
+        throttles.
+        """
         return self._open().plan
 
     @property
@@ -356,12 +371,16 @@ class Model:
     def close(self) -> None:
         """Release everything; later calls raise `Closed`. Closing twice is harmless."""
         self._stop.set()
+        self._unheed()
         with self._lock:
-            pipelines = [*self._retired, self._pipeline] if self._pipeline else self._retired
-            self._pipeline, self._retired = None, []
+            running = self._own or self._pipeline  # a cheaper one is closed with its kind
+            pipelines = [*self._retired, running] if running else self._retired
+            self._pipeline, self._own, self._retired = None, None, []
             others, self._others = [other for other in self._others.values() if other is not self], {}
         for pipeline in pipelines:
             pipeline.close()
+        if self._eased is not None:
+            self._eased.close()
         for other in others:
             other.close()
         self._release()
@@ -419,9 +438,47 @@ class Model:
                 better.close()
                 return
             # Requests may still run on the old one, so it is closed with the model.
+            if self._own is not None:  # the board throttles: the better plan runs once it is cool
+                self._retired.append(self._own)
+                self._own = better
+                return
             self._retired.append(self._pipeline)
             self._pipeline = better
         _log.info("%s: now on %s", self._source.path.name, ", ".join(map(str, better.plan.targets)))
+
+    def heed(self, climate: Climate, made_ready: Callable[[Plan], Running]) -> None:
+        """Run a cheaper plan while the board throttles, until the model is closed; receipts say so.
+
+        Args:
+            climate: tells when it does.
+            made_ready: prepares a plan.
+        """
+        self._eased = Eased(made_ready)
+        weather = weakref.WeakMethod(self._weather)  # a model that nobody holds any more is not kept for this
+
+        def tell(throttled: str) -> None:
+            if (listener := weather()) is not None:
+                listener(throttled)
+
+        self._unheed = climate.heed(tell)
+        weakref.finalize(self, self._unheed)
+
+    def _weather(self, throttled: str) -> None:
+        """The board throttles, or ('') has cooled down. Called by one thread."""
+        running = self._own or self._pipeline
+        if running is None or self._eased is None:
+            return
+        cheap, text = self._eased.of(running.plan, throttled) if throttled else (None, "")
+        with self._lock:
+            if self._pipeline is None:  # closed meanwhile
+                cheap = None
+            elif cheap is not None:
+                self._pipeline, self._own = cheap, running
+            elif self._own is not None and not throttled:
+                self._pipeline, self._own = self._own, None
+            self._throttled = text
+        if self._stop.is_set():
+            self._eased.close()
 
     def join(self, others: Sequence[Model]) -> Model:
         """The model itself, which now hands requests of other shape buckets to the models that were planned there."""
@@ -457,7 +514,7 @@ class Model:
         turns = len(pipeline.plan.segments) if pipeline.plan.residency is not None else 0
         verified = pipeline.checked(made.targets) if made.confirmed is None else made.confirmed
         receipt = Receipt(
-            pipeline.plan.id, made.targets, bool(reason), verified, run_s, reason, turns, elsewhere,
+            pipeline.plan.id, made.targets, bool(reason), verified, run_s, reason, turns, elsewhere, self._throttled,
         )  # fmt: skip
         return Result(made.outputs, receipt)
 

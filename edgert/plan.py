@@ -369,6 +369,8 @@ class Receipt:
     elsewhere: str = ""
     """The shapes that the plan was measured at, such as 'x 1x16', where the request's are in another bucket: the answer
     is right, but another plan might give it sooner. '' where they are in the plan's own."""
+    throttled: str = ""
+    """Why the board slows its processor down now, and whether a cheaper plan runs meanwhile; '' when it does not."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form; `from_json` reads it back."""

@@ -179,6 +179,8 @@ def receipt_line(receipt: Receipt) -> str:
     state = "[green]verified[/]" if receipt.verified else "[yellow]not verified[/]"
     if receipt.degraded:
         state += f", [bold yellow]degraded[/]: {escape(receipt.reason)}"
+    if receipt.throttled:
+        state += f" · [yellow]throttled[/]: {escape(receipt.throttled)}"
     if receipt.turns:
         state += f" · {receipt.turns} segments took turns in memory"
     return f"[dim]receipt[/]  [bold]{targets}[/] in {time_text(receipt.run_s)} · plan {receipt.plan} · {state}"
