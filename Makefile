@@ -74,9 +74,10 @@ suite: setup ## the ONNX standard's own test suite through edgert, in two shards
 	$(BIN)/python tests/suite/onnx_suite.py --merge $(CACHE)/suite/0.json $(CACHE)/suite/1.json \
 	  --fewest 2010 --most-reference 330
 
-cuts: setup ## cut each model of the zoo (and of EDGERT_MODELS) at CUTS=50 random places: the answer stays
+cuts: setup ## cut the zoo (and EDGERT_MODELS) at CUTS=50 places a model, and the suite's cases: the answer stays
 	@echo "== cut models"
-	@EDGERT_CUTS=$(CUTS) $(BIN)/python $(PYTEST) $(PYTEST_ARGS) tests/execution/test_segments.py
+	@EDGERT_CUTS=$(CUTS) $(BIN)/python $(PYTEST) $(PYTEST_ARGS) -m 'cuts or not cuts' \
+	  tests/execution/test_segments.py tests/execution/test_suite_cuts.py
 
 fuzz: setup ## mutate model files at the readers for FUZZ_S=600 seconds
 	@echo "== fuzzing the readers"

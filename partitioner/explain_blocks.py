@@ -13,6 +13,8 @@ __all__ = ["block_lines", "stakes"]
 
 _MOST_LINES = 400
 """Blocks that are shown; the plan's JSON has them all."""
+_SAYS_WHO = re.compile(r"\S+@\S+ refuses the model: (-- )?")
+"""What a backend's refusal begins with; the row names the target already."""
 _LONGEST_NAME, _LONGEST_OPS, _LONGEST_REASON = 32, 28, 120
 
 
@@ -35,6 +37,8 @@ def block_lines(plan: Plan) -> Iterator[str]:
             f"{time_text(own):>9}  {time_text(block.predicted_s):>9}  {first}"
         ).rstrip()
         yield from (f"{'':<{name + ops + where + 28}}{other}" for other in others)
+    if any(str(plan.segments[block.segment].target) not in block.alone_s for block in plan.blocks):
+        yield "'-': not timed by itself, for want of time (--budget)"
     if len(plan.blocks) > _MOST_LINES:
         yield f"and {len(plan.blocks) - _MOST_LINES} more blocks (--json has them all)"
 
@@ -77,7 +81,7 @@ def _instead(plan: Plan, block: PlacedBlock) -> list[str]:
     for target, reason in block.refused.items():
         if target == own:
             continue
-        what = _short(reason, _LONGEST_REASON)
+        what = _short(_SAYS_WHO.sub("", reason), _LONGEST_REASON)
         if reason.startswith("refused"):
             lines.append(f"{target}: {what}; its library would have to take it")
         elif reason.startswith("wrong"):

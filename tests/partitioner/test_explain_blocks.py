@@ -62,4 +62,12 @@ def test_support_helps_most_where_most_time_is_spent():
 def test_a_block_that_was_not_timed_counts_nothing():
     row = dataclasses.replace(block("a", refused={str(FAST): "refused: no"}), alone_s={}, predicted_s=0.0)
     assert stakes(plan_of(row))[0][3] == 0.0
-    assert list(block_lines(plan_of(row)))[1].split()[4:6] == ["-", "-"]
+    lines = list(block_lines(plan_of(row)))
+    assert lines[1].split()[4:6] == ["-", "-"]
+    assert lines[2].startswith("'-': not timed")
+
+
+def test_a_reason_does_not_name_the_target_twice():
+    reason = f"refused: {FAST} refuses the model: -- no rule for Det"
+    row = list(block_lines(plan_of(block("a", refused={str(FAST): reason}))))[1]
+    assert row.endswith(f"{FAST}: refused: no rule for Det; its library would have to take it")
