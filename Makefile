@@ -11,6 +11,7 @@ PYTHON ?= python3
 PYTHON311 ?= $(firstword $(wildcard /usr/bin/python3.11) python3.11)
 TESTS ?= tests
 FUZZ_S ?= 600
+SOLVERS ?= 10000
 CUTS ?= 50
 CACHE := $(or $(EDGERT_CI_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edgert-ci)
 PYTEST_ARGS ?=
@@ -22,7 +23,7 @@ BIN := .venv/bin
 TFLITE_RUNTIME_TESTS := tests/packaging/test_environments.py \
   $(patsubst %,tests/test_%.py,errors graph machine plan profile store transforms)
 
-.PHONY: help setup demo test lint tests test-py313 test-tflite-runtime test-numpy-low suite fuzz cuts bench \
+.PHONY: help setup demo test lint tests test-py313 test-tflite-runtime test-numpy-low suite fuzz cuts solvers bench \
   software-devices test-cross icount lock clean clean-cache
 
 help: ## list the targets
@@ -78,6 +79,11 @@ cuts: setup ## cut the zoo (and EDGERT_MODELS) at CUTS=50 places a model, and th
 	@echo "== cut models"
 	@EDGERT_CUTS=$(CUTS) $(BIN)/python $(PYTEST) $(PYTEST_ARGS) -m 'cuts or not cuts' \
 	  tests/execution/test_segments.py tests/execution/test_suite_cuts.py
+
+solvers: setup ## hold the placement solvers to trying everything, on SOLVERS=10000 random problems of each kind
+	@echo "== solvers against trying everything"
+	@EDGERT_PARTITIONER_EXAMPLES=$(SOLVERS) $(BIN)/python -m pytest -n 2 --dist load --timeout 3000 $(PYTEST_ARGS) \
+	  tests/partitioner/test_solve.py
 
 fuzz: setup ## mutate model files at the readers for FUZZ_S=600 seconds
 	@echo "== fuzzing the readers"
