@@ -166,6 +166,9 @@ def _axes(sparsity: Sparsity, places: Sequence[Array], shape: tuple[int, ...], c
         size = sparsity.levels[block].size
         if not size or shape[axis] % size:
             raise corrupt(f"has blocks of {size} along an axis of {shape[axis]}")
+        # LiteRT looks the size up by the block's place in the order, which is another one's when three or more rotate.
+        if sparsity.levels[sparsity.order[rank + number]].size != size:
+            raise corrupt("has blocks of different sizes in an order that LiteRT takes for another")
         found[axis] = found[axis] * size + places[block]
     for axis, (indices, size) in enumerate(zip(found, shape, strict=True)):
         if ((indices < 0) | (indices >= size)).any():
