@@ -34,6 +34,8 @@ _FEWEST = 200_000
 """Most placements that are still gone through one by one when no integer programme states the rules."""
 _SEARCH_S = 1.2
 """Most time for starts and local search before an integer programme takes over."""
+_BESIDE_S = 2.0
+"""Least time for local search beside a programme, of which it has a quarter: proofs need the processor, too."""
 _MOST_ITEMS = 1_000
 """Local search that costs each move in full gets more than its first share of the time on fewer items only."""
 _PROGRAMME_PER_S = 2_500
@@ -225,7 +227,8 @@ class _Work:
             return programme()
         with ThreadPoolExecutor(1, thread_name_prefix="edgert programme") as pool:
             running = pool.submit(programme)
-            self._improve(lambda: 0.0 if running.done() else self.left_s)
+            left_s = self.within(max(_BESIDE_S, self.left_s / 4))
+            self._improve(lambda: 0.0 if running.done() else left_s())
             return running.result()
 
     def _take(self, answer: integer.Answer, name: str, bounds: bool) -> None:
