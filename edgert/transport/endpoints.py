@@ -23,6 +23,8 @@ from edgert.errors import EndpointError
 Scheme = Literal["inproc", "ipc", "tcp"]
 _LONGEST_PATH = 107
 """sun_path of unix(7), less its NUL."""
+_NAMES_BYTES = 60
+"""Enough for the names of a process's private folder, of a socket in it, and of that one's lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,8 @@ def private_folder() -> Path:
         EndpointError: no folder can be made.
     """
     base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    if len(os.fsencode(base)) > _LONGEST_PATH - _NAMES_BYTES:
+        base = Path("/tmp")
     try:
         for left in base.glob("edgert-*.sockets"):
             if left.stat().st_uid == os.getuid() and not _owner_lives(left):

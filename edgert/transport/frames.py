@@ -2,36 +2,37 @@
 
 The first frame is
 
-    magic 'EDRM' | version u16 | kind u16 | request u64 | attempt u32 | frames u32 | time left f64 | body
+    magic 'EDRM' | version u16 | kind u16 | request u64 | attempt u32 | frames u16 | slots u16 | time left f64
+    | generation u64 of each slot | body
 
 all little-endian; 'frames' counts those that follow, one raw array each; the time left is in seconds, infinite where
-there is no deadline. The body is a JSON list with the kind's other fields in the order of its class. A value in it is a
-list for a `Descriptor`, else a tree as in `wire`, whose arrays name their frame in place of an offset.
-
-JSON was measured: Work, Done and Free take 6 to 13 us there and back with one array each, of which a fixed struct
-would save two thirds; a hop takes ten times that.
+there is no deadline. The body is a JSON list with the kind's other fields. A value in it is a list for a `Descriptor`,
+else a tree as in `wire`, whose arrays name their frame in place of an offset. Generations are kept out of the body so
+that it is the same each time a slot is used again for the same segment: what was parsed once is remembered.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from edgert.errors import WireError
-from edgert.tensor import Array, Data
+from edgert.tensor import Array, DType
 from edgert.transport import messages as say
 from edgert.transport import wire
 from edgert.transport.messages import Carried, Descriptor, Message
 
 VERSION = 1
-MAX_FRAMES = 1 << 16
-_ENVELOPE = struct.Struct("<4sHHQIId")
+_ENVELOPE = struct.Struct("<4sHHQIHHd")
 _MAGIC = b"EDRM"
 _U64 = 1 << 64
+_INTEGERS = {int}
+_WORK = 7
 _to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _from_json = json.JSONDecoder().decode
 Frames: TypeAlias = "list[bytes | memoryview]"
@@ -48,16 +49,18 @@ def pack(message: Message, now_s: float | None = None) -> Frames:
         WireError: something in it is neither JSON nor data, nests too deep, or is out of its range.
     """
     number, write = _WRITERS[type(message)]
-    arrays: Frames = []
+    parts = _Parts()
     deadline_s = getattr(message, "deadline_s", None)
     left_s = math.inf if deadline_s is None else deadline_s - (time.monotonic() if now_s is None else now_s)
     request, attempt = getattr(message, "request", 0), getattr(message, "attempt", 0)
     try:
-        body = _to_json(write(message, arrays)).encode()
-        first = _ENVELOPE.pack(_MAGIC, VERSION, number, request, attempt, len(arrays), left_s)
+        body = _to_json(write(message, parts)).encode()
+        slots, arrays = parts.generations, parts.arrays
+        first = _ENVELOPE.pack(_MAGIC, VERSION, number, request, attempt, len(arrays), len(slots), left_s)
+        first += struct.pack(f"<{len(slots)}Q", *slots) + body
     except (TypeError, ValueError, AttributeError, RecursionError, struct.error) as error:
         raise WireError(f"a {type(message).__name__} cannot be written: {error}.") from error
-    return [first + body, *arrays]
+    return [first, *arrays]
 
 
 def unpack(frames: Sequence[bytes | memoryview], now_s: float | None = None) -> Message:
@@ -72,7 +75,7 @@ def unpack(frames: Sequence[bytes | memoryview], now_s: float | None = None) -> 
     """
     try:
         first, arrays = frames[0], frames[1:]
-        magic, version, number, request, attempt, count, left_s = _ENVELOPE.unpack_from(first)
+        magic, version, number, request, attempt, count, slots, left_s = _ENVELOPE.unpack_from(first)
         if magic != _MAGIC:
             raise WireError(f"message starts with {magic!r}, not {_MAGIC!r}.")
         if version != VERSION:
@@ -86,10 +89,20 @@ def unpack(frames: Sequence[bytes | memoryview], now_s: float | None = None) -> 
             deadline_s = (time.monotonic() if now_s is None else now_s) + left_s
             if not math.isfinite(deadline_s):
                 raise WireError(f"message has {left_s} s left.")
-        body = _from_json(str(first[_ENVELOPE.size :], "utf-8"))
-        if type(body) is not list:
+        generations = struct.unpack_from(f"<{slots}Q", first, _ENVELOPE.size)
+        body = bytes(first[_ENVELOPE.size + 8 * slots :])
+        if number == _WORK and slots and not count:
+            route, segment, home, places = _known_work(body)
+            at = zip(places, generations, strict=True)
+            values = {name: Descriptor(*where, generation, *what) for (name, where, what), generation in at}
+            return say.Work(request, attempt, deadline_s, route, segment, values, home)
+        content = _from_json(str(body, "utf-8"))
+        if type(content) is not list:
             raise WireError("message body is no list.")
-        message: Message = _READERS[number](_Envelope(request, attempt, deadline_s, arrays), *body)
+        envelope = _Envelope(request, attempt, deadline_s, arrays, iter(generations))
+        message: Message = _READERS[number](envelope, *content)
+        if next(envelope.generations, None) is not None:
+            raise WireError("message has more generations than slots.")
     except wire.MALFORMED as error:
         raise WireError(f"message is malformed: {error!r}.") from error
     return message
@@ -98,12 +111,14 @@ def unpack(frames: Sequence[bytes | memoryview], now_s: float | None = None) -> 
 class _Envelope:
     """What a body's reader needs beside the body."""
 
-    __slots__ = ("arrays", "attempt", "deadline_s", "request")
+    __slots__ = ("arrays", "attempt", "deadline_s", "generations", "request")
 
     def __init__(
-        self, request: int, attempt: int, deadline_s: float | None, arrays: Sequence[bytes | memoryview]
-    ) -> None:
-        self.request, self.attempt, self.deadline_s, self.arrays = request, attempt, deadline_s, arrays
+        self, request: int, attempt: int, deadline_s: float | None, arrays: Sequence[bytes | memoryview],
+        generations: Iterator[int],
+    ) -> None:  # fmt: skip
+        self.request, self.attempt, self.deadline_s = request, attempt, deadline_s
+        self.arrays, self.generations = arrays, generations
 
     def find(self, frame: int, count: int) -> memoryview:
         if not 0 <= frame < len(self.arrays):
@@ -111,40 +126,69 @@ class _Envelope:
         return memoryview(self.arrays[frame])
 
 
-def _carry(values: Mapping[str, Carried], arrays: Frames) -> dict[str, Any]:
+class _Parts:
+    """What goes beside a body while it is written."""
+
+    __slots__ = ("arrays", "generations")
+
+    def __init__(self) -> None:
+        self.arrays: Frames = []
+        self.generations: list[int] = []
+
+    def place(self, array: Array) -> int:
+        self.arrays.append(wire.raw_bytes(array))
+        return len(self.arrays) - 1
+
+
+def _carry(values: Mapping[str, Carried], parts: _Parts) -> dict[str, Any]:
     return {
-        name: _listed(value) if type(value) is Descriptor else _tree(value, arrays)  # type: ignore[arg-type]
+        name: _listed(value, parts) if isinstance(value, Descriptor) else wire.write_tree(value, parts.place)
         for name, value in values.items()
     }
 
 
-def _listed(it: Descriptor) -> list[Any]:
-    return [it.pool, it.pid, it.fd, it.offset, it.generation, it.dtype, it.shape, it.checksum]
+def _listed(it: Descriptor, parts: _Parts) -> list[Any]:
+    parts.generations.append(it.generation)
+    return [it.pool, it.pid, it.fd, it.offset, it.dtype, it.shape, it.checksum]
 
 
-def _tree(value: Data, arrays: Frames) -> Any:
-    def place(array: Array) -> int:
-        arrays.append(wire.raw_bytes(array))
-        return len(arrays) - 1
-
-    return wire.write_tree(value, place)
+def _refs(slots: Sequence[tuple[int, int, int, int]], parts: _Parts) -> list[Any]:
+    parts.generations.extend(slot[3] for slot in slots)
+    return [slot[:3] for slot in slots]
 
 
 def _carried(values: Any, envelope: _Envelope) -> dict[str, Carried]:
     return {
-        name: _descriptor(value) if type(value) is list else wire.read_tree(value, envelope.find)
+        name: _descriptor(value, envelope) if type(value) is list else wire.read_tree(value, envelope.find)
         for name, value in values.items()
     }
 
 
-def _descriptor(fields: list[Any]) -> Descriptor:
-    pool, pid, fd, offset, generation, dtype, shape, checksum = fields
-    for number in (pool, pid, fd, offset, generation, checksum, *shape):
-        if type(number) is not int or not 0 <= number < _U64:
-            raise WireError(f"{number!r} in a descriptor is no number that may be there.")
+_Where: TypeAlias = tuple[int, int, int, int]
+_What: TypeAlias = tuple[DType, tuple[int, ...], int]
+
+
+@functools.lru_cache(1024)
+def _known_work(body: bytes) -> tuple[int, str, str, tuple[tuple[str, _Where, _What], ...]]:
+    """The body of a `Work` whose values all lie in slots."""
+    route, segment, home, values = _from_json(str(body, "utf-8"))
+    return _count(route), _text(segment), _text(home), tuple((name, *_place(it)) for name, it in values.items())
+
+
+def _descriptor(fields: list[Any], envelope: _Envelope) -> Descriptor:
+    where, what = _place(fields)
+    return Descriptor(*where, next(envelope.generations), *what)
+
+
+def _place(fields: list[Any]) -> tuple[_Where, _What]:
+    """A descriptor's fields but for the generation: those before and those after it."""
+    pool, pid, fd, offset, dtype, shape, checksum = fields
+    numbers = (pool, pid, fd, offset, checksum, *shape)
+    if {*map(type, numbers)} != _INTEGERS or min(numbers) < 0 or max(numbers) >= _U64:
+        raise WireError(f"a descriptor has {numbers}, which are not all numbers that may be there.")
     if dtype not in wire.FIXED:
         raise WireError(f"element type {dtype!r} does not lie in slots.")
-    return Descriptor(pool, pid, fd, offset, generation, dtype, tuple(shape), checksum)
+    return (pool, pid, fd, offset), (dtype, tuple(shape), checksum)
 
 
 def _text(value: Any) -> str:
@@ -186,8 +230,8 @@ def _running(request: Any, attempt: Any, segment: Any, for_s: Any) -> say.Runnin
     return say.Running(_count(request), _count(attempt), _text(segment), float(for_s))
 
 
-def _slot(pool: Any, fd: Any, offset: Any, generation: Any) -> tuple[int, int, int, int]:
-    return _count(pool), _count(fd), _count(offset), _count(generation)
+def _slot(envelope: _Envelope, pool: Any, fd: Any, offset: Any) -> tuple[int, int, int, int]:
+    return _count(pool), _count(fd), _count(offset), next(envelope.generations)
 
 
 def _peer(kind: type[say.Hello] | type[say.Welcome]) -> Callable[..., Message]:
@@ -198,15 +242,15 @@ def _peer(kind: type[say.Hello] | type[say.Welcome]) -> Callable[..., Message]:
     return read
 
 
-def _peer_body(m: Any, _: Frames) -> list[Any]:
+def _peer_body(m: Any, _: _Parts) -> list[Any]:
     return [m.who, m.endpoint, m.pid, m.host, m.life, m.facts]
 
 
-def _plain(*names: str) -> Callable[[Any, Frames], list[Any]]:
+def _plain(*names: str) -> Callable[[Any, _Parts], list[Any]]:
     return lambda m, _: [getattr(m, name) for name in names]
 
 
-_KINDS: Sequence[tuple[int, type, Callable[[Any, Frames], list[Any]], Callable[..., Any]]] = (
+_KINDS: Sequence[tuple[int, type, Callable[[Any, _Parts], list[Any]], Callable[..., Any]]] = (
     # number, class, its body, and from the body back; a number is never given again
     (1, say.Hello, _peer_body, _peer(say.Hello)),
     (2, say.Welcome, _peer_body, _peer(say.Welcome)),
@@ -222,7 +266,7 @@ _KINDS: Sequence[tuple[int, type, Callable[[Any, Frames], list[Any]], Callable[.
      lambda m, _: [m.route, [[leg.segment, leg.inputs, [[s.endpoint, s.segment, s.values] for s in leg.sends],
                               leg.caller] for leg in m.legs]],
      lambda _, route, legs: say.Route(_count(route), tuple(_leg(*leg) for leg in legs))),
-    (7, say.Work,
+    (_WORK, say.Work,
      lambda m, a: [m.route, m.segment, m.home, _carry(m.values, a)],
      lambda e, route, segment, home, values: say.Work(
          e.request, e.attempt, e.deadline_s, _count(route), _text(segment), _carried(values, e), _text(home))),
@@ -232,8 +276,9 @@ _KINDS: Sequence[tuple[int, type, Callable[[Any, Frames], list[Any]], Callable[.
          e.request, e.attempt, _text(segment), _carried(values, e), _text(home), _facts(facts))),
     (9, say.Failed, _plain("segment", "error"),
      lambda e, segment, error: say.Failed(e.request, e.attempt, _text(segment), _facts(error))),
-    (10, say.Free, _plain("reader", "slots"),
-     lambda _, reader, slots: say.Free(_text(reader), tuple(_slot(*slot) for slot in slots))),
+    (10, say.Free,
+     lambda m, a: [m.reader, _refs(m.slots, a)],
+     lambda e, reader, slots: say.Free(_text(reader), tuple([_slot(e, *slot) for slot in slots]))),
     (11, say.Heartbeat,
      lambda m, _: [m.who, m.life, m.queued, [[r.request, r.attempt, r.segment, r.for_s] for r in m.running], m.facts],
      lambda _, who, life, queued, running, facts: say.Heartbeat(

@@ -166,12 +166,11 @@ class Keyring:
             else:
                 os.link(temporary, path)
                 os.unlink(temporary)
-        except FileExistsError:
-            os.unlink(temporary)
-            return False
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+            if isinstance(error, FileExistsError) and temporary:
+                return False
             raise OptionError(
                 f"{path} cannot be written: {error.strerror or error}.", "Mend the folder, or set EDGERT_KEYS."
             ) from error

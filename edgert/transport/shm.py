@@ -21,13 +21,13 @@ Elsewhere than on Linux there are no memory files: `Pool` then raises SharedMemo
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import secrets
 import threading
 import time
 import zlib
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -64,6 +64,7 @@ class Pool:
         self._held: dict[Ref, _Published] = {}
         self._used_bytes = 0
         self._mapped_bytes = 0
+        self._waiting = 0
         self._generation = 0  # of the whole pool, so that no two uses of any slots share one
         self._closed = False
 
@@ -94,12 +95,11 @@ class Pool:
             Overloaded: the pool's limit is reached and no reader freed enough in time.
             SharedMemoryError: the system gives no more memory or file descriptors.
         """
-        kind = numpy_dtype(dtype)
+        kind = _dtype(dtype)
         sizes = tuple(int(size) for size in shape)
-        count = math.prod(sizes) * kind.itemsize
-        room = self._take(_class_of(count), deadline_s)
-        flat = np.frombuffer(room.file.view, np.uint8, count, room.offset + HEADER_BYTES)
-        return Slot(self, room, flat.view(kind).reshape(sizes), dtype)
+        room = self._take(_class_of(math.prod(sizes) * kind.itemsize), deadline_s)
+        array: Array = np.ndarray(sizes, kind, room.file.view, room.offset + HEADER_BYTES)
+        return Slot(self, room, array, dtype)
 
     def put(
         self, array: Array, readers: Iterable[str], *, deadline_s: float | None = None, checked: bool = False
@@ -119,7 +119,7 @@ class Pool:
             held = self._held.get(ref)
             if held is None:
                 raise StaleSlot(f"slot {ref} was freed before {reader!r} was to read it.", "Send the array again.")
-            held.readers[reader] += 1
+            held.readers[reader] = held.readers.get(reader, 0) + 1
 
     def release(self, reader: str, *refs: Ref) -> int:
         """Take a reader off slots; those without readers are free again. What is unknown or freed already is skipped:
@@ -169,7 +169,9 @@ class Pool:
                 left_s = None if deadline_s is None else deadline_s - time.monotonic()
                 if left_s is not None and left_s <= 0:
                     break
+                self._waiting += 1
                 self._condition.wait(left_s)
+                self._waiting -= 1
             if self._closed:
                 raise Overloaded("the pool of shared memory was closed.", "Load the model again.")
             raise Overloaded(
@@ -208,9 +210,11 @@ class Pool:
             room.write_generation(room.generation + 1)
             ref = (self.number, room.file.fd, room.offset, room.generation)
             if not self._closed:
-                names = Counter(readers)
-                self._held[ref] = _Published(room, names)
-                if not names:
+                uses: dict[str, int] = {}
+                for reader in readers:
+                    uses[reader] = uses.get(reader, 0) + 1
+                self._held[ref] = _Published(room, uses)
+                if not uses:
                     self._release("", ref)
             return ref
 
@@ -218,7 +222,7 @@ class Pool:
         held = self._held.get(ref)
         if held is None:
             return False
-        left = 0 if everything else held.readers[reader] - 1
+        left = 0 if everything else held.readers.get(reader, 0) - 1
         if left > 0:
             held.readers[reader] = left
         else:
@@ -238,7 +242,8 @@ class Pool:
     def _give_back(self, room: _Room) -> None:
         self._used_bytes -= room.size
         self._free[room.size].append(room)
-        self._condition.notify_all()
+        if self._waiting:
+            self._condition.notify_all()
 
 
 class Slot:
@@ -298,7 +303,7 @@ class Reader:
             SharedMemoryError: it cannot be mapped (another user, host or container, or the owner is gone), is no slot
                 of that pool, or its checksum is wrong.
         """
-        kind = numpy_dtype(descriptor.dtype)
+        kind = _dtype(descriptor.dtype)
         count = math.prod(descriptor.shape) * kind.itemsize
         mapping = self._mapping(descriptor)
         generation = mapping.generation(descriptor, count)
@@ -309,10 +314,10 @@ class Reader:
             generation = mapping.generation(descriptor, count)
         if generation != descriptor.generation:
             raise _stale(descriptor, generation)
-        flat = np.frombuffer(mapping.view, np.uint8, count, descriptor.offset + HEADER_BYTES)
-        if descriptor.checksum and _checksum(flat) != descriptor.checksum:
+        array: Array = np.ndarray(descriptor.shape, kind, mapping.view, descriptor.offset + HEADER_BYTES)
+        if descriptor.checksum and _checksum(array) != descriptor.checksum:
             raise SharedMemoryError(f"the bytes of {descriptor} have another checksum.", "Run the request again.")
-        return flat.view(kind).reshape(descriptor.shape)
+        return array
 
     def check(self, *descriptors: Descriptor) -> None:
         """Call when what was viewed has been used, before the outcome is.
@@ -379,8 +384,11 @@ class _Room:
 @dataclass(slots=True)
 class _Published:
     room: _Room
-    readers: Counter[str]
+    readers: dict[str, int]
     """How often each will still release it."""
+
+
+_dtype = functools.cache(numpy_dtype)
 
 
 def _class_of(count: int) -> int:

@@ -91,7 +91,7 @@ class _Port:
         self._poll = select.poll()
         self._poll.register(self._socket.get(zmq.FD), select.POLLIN)
         self._poll.register(self._wake_read, select.POLLIN)
-        self._closed = False
+        self._closed = self._receives = False
         self.dropped = 0
         """Messages that were malformed, and thrown away."""
         start.callback(_close_fds, self._wake_read, self._wake_write)
@@ -117,7 +117,7 @@ class _Port:
             os.write(self._wake_write, how)
 
     def _send(self, parts: frames.Frames, lend: bool) -> None:
-        largest = max(map(len, parts))
+        largest = len(parts[0]) if len(parts) == 1 else max(map(len, parts))
         if largest > self._max_message_bytes:
             raise WireError(
                 f"a message of {largest} bytes is larger than the {self._max_message_bytes} that are allowed.",
@@ -125,14 +125,18 @@ class _Port:
             )
         with self._lock:
             self._check_open()
-            self._socket.send_multipart(parts, zmq.DONTWAIT, copy=not lend)
+            if len(parts) == 1:
+                self._socket.send(parts[0], zmq.DONTWAIT)
+            else:
+                self._socket.send_multipart(parts, zmq.DONTWAIT, copy=not lend)
             # Sending takes note of what arrived meanwhile, and then the descriptor does not wake the receiver.
-            if int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            if self._receives and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
                 self._ring(_LOOK)
 
     def _receive(self, deadline_s: float | None) -> list[zmq.Frame] | None:
         """The frames of the next message; None when it is late or woken."""
         with self._receiving:
+            self._receives = True
             while True:
                 with self._lock:
                     self._check_open()

@@ -40,7 +40,7 @@ FIXED = frozenset(BITS) - {"string"}
 _ALIGN = 64
 _MAX_DEPTH = 16
 MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, OptionError,
-              MissingPackage, struct.error)  # fmt: skip
+              MissingPackage, StopIteration, struct.error)  # fmt: skip
 """What reading bytes that are no message can end in."""
 
 Body: TypeAlias = Mapping[str, Any]

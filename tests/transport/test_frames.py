@@ -118,7 +118,7 @@ json_values = st.recursive(
 @given(st.integers(0, 17), st.lists(json_values, max_size=6), st.integers(0, 2))
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_any_json_as_a_body_is_a_message_or_a_wire_error(kind, body, extra):
-    first = HEAD.pack(b"EDRM", frames.VERSION, kind, 1, 0, extra, math.inf) + frames._to_json(body).encode()
+    first = HEAD.pack(b"EDRM", frames.VERSION, kind, 1, 0, extra, 0, math.inf) + frames._to_json(body).encode()
     try:
         frames.unpack([first, *[bytes(8)] * extra])
     except WireError:
@@ -135,7 +135,7 @@ def test_random_bytes_are_a_wire_error(parts):
 @pytest.mark.parametrize(
     ("field", "value", "culprit"),
     [(0, b"EDRT", "starts with"), (1, 9, "version 9"), (2, 99, "malformed"), (5, 1, "announces 1 arrays"),
-     (6, math.nan, "s left"), (6, -math.inf, "s left")],
+     (6, 1, "malformed"), (7, math.nan, "s left"), (7, -math.inf, "s left")],
 )  # fmt: skip
 def test_a_message_of_another_kind_or_version_says_so(field, value, culprit):
     first = sent(say.Cancel(1, 0))[0]
@@ -171,7 +171,7 @@ def test_arrays_are_not_copied_to_be_sent_nor_when_they_arrive():
 
 def test_a_header_is_what_the_page_says():
     first = sent(say.Cancel(7, 2))[0]
-    assert struct.unpack("<4sHHQIId", first[:32]) == (b"EDRM", 1, 12, 7, 2, 0, math.inf)
+    assert struct.unpack("<4sHHQIHHd", first[:32]) == (b"EDRM", 1, 12, 7, 2, 0, 0, math.inf)
     assert first[32:] == b"[]"
 
 

@@ -1,0 +1,315 @@
+"""What it costs to hand an array from one executor to the next on one box.
+
+    python -m bench.hop [--rounds 200] [--json]
+
+A hop is the time from the producer's run returning to the consumer's run being ready to start, its input at hand. The
+producer is an ONNX Runtime session that writes fresh numbers each time, into a slot of shared memory; what travels is
+a descriptor, over the sockets that executors use. Beside it, in the same rounds: the same bytes as a message of plain
+pyzmq (a copy in, a copy out), and the hop between two threads over `inproc`. Sizes and ways take turns, so what slows
+the machine for a while slows all of them.
+
+Asked for: at most 150 us at every size over ipc, the slowest size within 1.5 times the fastest; at most 60 us over
+inproc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import zmq
+from onnx import TensorProto, helper
+
+from edgert.devices import backend
+from edgert.devices.backend import Runnable, Source, into
+from edgert.formats import open_model
+from edgert.machine import Device
+from edgert.profile import Target
+from edgert.tensor import Array, DType
+from edgert.transport.messages import Bye, Descriptor, Done, Free, Hello, Work
+from edgert.transport.shm import Pool, Reader, Slot
+from edgert.transport.sockets import Inbox, Outbox
+
+SIZES = tuple(4096 << (2 * step) for step in range(7))
+"""Bytes: 4 KB to 16 MB."""
+LIMITS_US = {"ipc": 150.0, "inproc": 60.0}
+FLAT = 1.5
+PLAIN = "plain pyzmq"
+_WARM = 5
+_PATIENCE_S = 60.0
+_ANSWER = struct.Struct("<dd")
+
+Hand = Callable[[Runnable, int], float]
+"""Runs the producer and hands its output over; seconds of the hop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One way at one size."""
+
+    way: str
+    """'ipc', 'inproc' or 'plain pyzmq'."""
+    size_bytes: int
+    p50_us: float
+    p10_us: float
+    p90_us: float
+    hops: int
+
+
+def measure(rounds: int) -> list[Hop]:
+    """All ways at all sizes, interleaved."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as end:
+        producers = {size: producer(Path(folder), size) for size in SIZES}
+        ways: dict[str, Hand] = {
+            "ipc": end.enter_context(_to_process()),
+            "inproc": end.enter_context(_to_thread()),
+            PLAIN: end.enter_context(_plainly(Path(folder))),
+        }
+        taken: dict[tuple[str, int], list[float]] = {(way, size): [] for way in ways for size in SIZES}
+        gc.disable()  # a collection in the middle of a hop would be charged to it
+        try:
+            for number in range(rounds + _WARM):
+                for size in SIZES:
+                    for way, hand in ways.items():
+                        taken[way, size].append(hand(producers[size], number))
+        finally:
+            gc.enable()
+    return [_summary(way, size, times[_WARM:]) for (way, size), times in taken.items()]
+
+
+def producer(folder: Path, size: int) -> Runnable:
+    """A session whose output of `size` bytes is its input, a number, added to a constant zero: y[i] = x."""
+    shape = [1, size // 4]
+    zero = helper.make_node("ConstantOfShape", ["shape"], ["zero"])
+    graph = helper.make_graph(
+        [zero, helper.make_node("Add", ["zero", "x"], ["y"])], "fill",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [helper.make_tensor("shape", TensorProto.INT64, [2], shape)],
+    )  # fmt: skip
+    path = folder / f"{size}.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+    file = open_model(path)
+    source = Source(file.path, file.format, file.graph.inputs, file.graph.outputs, file.precision)
+    target = Target("onnxruntime", "cpu:0", source.precision, 1)
+    return backend("onnxruntime").prepare(source, target, Device("cpu:0", "cpu", "this CPU", 0))
+
+
+class Sender:
+    """The producing executor's end: its pool, its inbox, its way to the consumer."""
+
+    def __init__(self, own: str, other: str) -> None:
+        self.inbox, self.outbox, self.pool = Inbox(own), Outbox(other), Pool(1 << 27)
+        self._reader = other
+        self.outbox.ready(time.monotonic() + _PATIENCE_S)
+        self.outbox.send(Hello("sender", self.inbox.endpoint, 0, "", 0))
+
+    def hand(self, runnable: Runnable, number: int) -> float:
+        """As `Hand`. The slot is free again when this returns."""
+        slots: list[Slot] = []
+
+        def place(name: str, dtype: DType, shape: tuple[int, ...]) -> Array:
+            slots.append(self.pool.take(dtype, shape, deadline_s=time.monotonic() + _PATIENCE_S))
+            return slots[-1].array
+
+        into(runnable)({"x": _number(number)}, place)
+        returned_s = time.perf_counter()
+        descriptor = slots[-1].publish([self._reader])
+        self.outbox.send(Work(number, 0, None, 1, "consumer", {"y": descriptor}, self.inbox.endpoint))
+        ready_s = None
+        while ready_s is None or self.pool.published:
+            received = self.inbox.receive(time.monotonic() + _PATIENCE_S)
+            if received is None:
+                raise TimeoutError("the consumer does not answer")
+            match received.message:
+                case Done(facts=facts):
+                    ready_s = _checked(facts["ready_s"], facts["got"], number)
+                case Free(reader=reader, slots=freed):
+                    self.pool.release(reader, *freed)
+                case other:
+                    raise AssertionError(f"{other} is no answer")
+        return ready_s - returned_s
+
+    def close(self) -> None:
+        """Tell the consumer to end, and end."""
+        self.outbox.send(Bye("sender", 0))
+        time.sleep(0.05)  # what is on its way is lost with the socket
+        self.outbox.close()
+        self.inbox.close()
+        self.pool.close()
+
+
+def consume(inbox: Inbox) -> None:
+    """The consuming executor's end, until `Bye`."""
+    reader = Reader()
+    outbox: Outbox | None = None
+    while True:
+        received = inbox.receive()
+        assert received is not None
+        match received.message:
+            case Hello(endpoint=endpoint):
+                outbox = Outbox(endpoint)
+                outbox.ready(time.monotonic() + _PATIENCE_S)
+            case Work(request=number, values=values):
+                descriptor = values["y"]
+                assert isinstance(descriptor, Descriptor)
+                array = reader.view(descriptor)
+                ready_s = time.perf_counter()
+                got = float(array.min()) if array.min() == array.max() else float("nan")
+                reader.check(descriptor)
+                assert outbox is not None
+                outbox.send(Free(inbox.endpoint, (descriptor.slot,)))
+                outbox.send(Done(number, 0, "consumer", {}, "", {"ready_s": ready_s, "got": got}))
+            case Bye():
+                if outbox is not None:
+                    outbox.close()
+                inbox.close()
+                return
+
+
+@contextmanager
+def _to_process() -> Iterator[Hand]:
+    with _running("consume") as (endpoint, _):
+        sender = Sender("ipc://*", endpoint)
+        try:
+            yield sender.hand
+        finally:
+            sender.close()
+
+
+@contextmanager
+def _to_thread() -> Iterator[Hand]:
+    inbox = Inbox("inproc://hop-consumer")
+    thread = threading.Thread(target=consume, args=(inbox,))
+    thread.start()
+    sender = Sender("inproc://hop-producer", inbox.endpoint)
+    try:
+        yield sender.hand
+    finally:
+        sender.close()
+        thread.join()
+
+
+@contextmanager
+def _plainly(folder: Path) -> Iterator[Hand]:
+    """The same bytes as messages: what one gets without shared memory."""
+    running = _running("echo", f"ipc://{folder}/plain")
+    with running as (endpoint, _), zmq.Context() as context, context.socket(zmq.PAIR) as pair:
+        pair.linger = 0
+        pair.connect(endpoint)
+
+        def hand(runnable: Runnable, number: int) -> float:
+            array = runnable.run({"x": _number(number)})["y"]
+            returned_s = time.perf_counter()
+            pair.send(array)
+            ready_s, got = _ANSWER.unpack(pair.recv())
+            return _checked(ready_s, got, number) - returned_s
+
+        yield hand
+        pair.send(b"")
+        pair.recv()
+
+
+def echo(endpoint: str) -> None:
+    """The consumer of `_plainly`."""
+    with zmq.Context() as context, context.socket(zmq.PAIR) as pair:
+        pair.bind(endpoint)
+        sys.stdout.write(f"{endpoint}\n")
+        sys.stdout.flush()
+        while message := pair.recv():
+            array = np.frombuffer(message, np.float32)
+            ready_s = time.perf_counter()
+            pair.send(_ANSWER.pack(ready_s, array.min() if array.min() == array.max() else float("nan")))
+        pair.send(b"")
+        time.sleep(0.05)  # as in `Sender.close`
+
+
+@contextmanager
+def _running(role: str, argument: str = "") -> Iterator[tuple[str, int]]:
+    """A consumer in a process of its own: its endpoint and process number."""
+    command = [sys.executable, "-m", "bench.hop", "--role", role, "--endpoint", argument]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip(), process.pid
+            process.wait(_PATIENCE_S)
+        finally:
+            process.kill()
+
+
+def _number(number: int) -> Array:
+    return np.full((1, 1), number + 1, np.float32)
+
+
+def _checked(ready_s: float, got: float, number: int) -> float:
+    if got != number + 1:
+        raise AssertionError(f"{got} came in place of {number + 1}")
+    return ready_s
+
+
+def _summary(way: str, size: int, times_s: Sequence[float]) -> Hop:
+    tenths = statistics.quantiles(times_s, n=10)
+    return Hop(way, size, 1e6 * statistics.median(times_s), 1e6 * tenths[0], 1e6 * tenths[-1], len(times_s))
+
+
+def flatness(hops: Sequence[Hop], way: str) -> float:
+    """Slowest size over fastest."""
+    medians = [hop.p50_us for hop in hops if hop.way == way]
+    return max(medians) / min(medians)
+
+
+def show(hops: Sequence[Hop], as_json: bool) -> None:
+    """A table, or JSON."""
+    if as_json:
+        document: dict[str, Any] = {"hops": [asdict(hop) for hop in hops]}
+        document["flatness"] = {way: flatness(hops, way) for way in LIMITS_US}
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        return
+    ways = list(dict.fromkeys(hop.way for hop in hops))
+    sys.stdout.write(f"{'p50 (p10..p90), us':>20}" + "".join(f"{way:>24}" for way in ways) + "\n")
+    for size in SIZES:
+        row = {hop.way: hop for hop in hops if hop.size_bytes == size}
+        cells = (f"{row[way].p50_us:.0f} ({row[way].p10_us:.0f}..{row[way].p90_us:.0f})" for way in ways)
+        sys.stdout.write(f"{size // 1024:>17} KB" + "".join(f"{cell:>24}" for cell in cells) + "\n")
+    for way, limit_us in LIMITS_US.items():
+        worst = max(hop.p50_us for hop in hops if hop.way == way)
+        sys.stdout.write(
+            f"{way}: worst {worst:.0f} us (at most {limit_us:.0f}), flat within {flatness(hops, way):.2f}\n"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.hop", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--role", choices=("consume", "echo"), help=argparse.SUPPRESS)
+    parser.add_argument("--endpoint", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.role == "consume":
+        inbox = Inbox("ipc://*")
+        sys.stdout.write(f"{inbox.endpoint}\n")
+        sys.stdout.flush()
+        consume(inbox)
+    elif options.role == "echo":
+        echo(options.endpoint)
+    else:
+        show(measure(options.rounds), options.json)
+
+
+if __name__ == "__main__":
+    main()
