@@ -67,6 +67,7 @@ def digits(name: str, *targets: str) -> Any:
             "verified": receipt.verified,
             "degraded": receipt.degraded,
             "fallbacks": [str(target) for target in model.plan.fallbacks],
+            "limit_bytes": model.plan.residency.limit_bytes if model.plan.residency else 0,
             "right": int((rows.argmax(axis=1) == labels).sum()),
             "of": len(labels),
         }
