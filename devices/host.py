@@ -155,7 +155,7 @@ class Host:
         finally:
             gc.enable()
 
-    def _throughput(self, numbers: Sequence[int], cores: Sequence[Sequence[int]], sample: str, seconds: float) -> int:
+    def _throughput(self, numbers: Sequence[int], cores: Sequence[Sequence[int]], sample: str, seconds: float) -> float:
         """Items that all instances finish together in `seconds`, each in a thread with cores of its own.
 
         In virtual time a device runs one at a time.
@@ -193,12 +193,13 @@ def _now_s(runnable: Runnable) -> Callable[[], float]:
     return runnable.clock.now_s if isinstance(runnable, Virtual) else time.perf_counter
 
 
-def _virtual_items(runnable: Virtual, inputs: Mapping[str, Data], seconds: float) -> int:
-    stop_s, count = runnable.clock.now_s() + seconds, 0
-    while runnable.clock.now_s() < stop_s:
+def _virtual_items(runnable: Virtual, inputs: Mapping[str, Data], seconds: float) -> float:
+    """Items in `seconds`, told from a whole number of runs that fills them."""
+    started_s, count = runnable.clock.now_s(), 0
+    while runnable.clock.now_s() < started_s + seconds:
         runnable.pass_run(inputs)
         count += 1
-    return count
+    return count * seconds / (runnable.clock.now_s() - started_s)
 
 
 def _declared_transfer_s(device: Device, data: Mapping[str, Data]) -> float | None:

@@ -24,6 +24,7 @@ from edgert.tensor import Data
 
 __all__ = ["HOST", "VirtualChain", "all_in_virtual_time"]
 
+_AHEAD = 16
 HOST = "cpu:0"
 """Whose memory the links of devices lead to."""
 
@@ -104,15 +105,34 @@ class VirtualChain:
             self._relay.run(inputs)
         self.clock.wait(self._length_s())
 
+    def items(self, inputs: Mapping[str, Data], seconds: float) -> float:
+        """How many requests end in `seconds` while others wait behind them, each segment of each its device's turn.
+
+        Counted between the end of `_AHEAD` requests that are there at once and that of twice as many, so that neither
+        the first one's way through nor the last one's is in it.
+        """
+        if not all(part.sizes for part in self._parts):
+            self._relay.run(inputs)
+        few_s, many_s = (self._length_s(count) for count in (_AHEAD, 2 * _AHEAD))
+        self.clock.wait(seconds)
+        return seconds * _AHEAD / (many_s - few_s)
+
     def close(self) -> None:
         for part in self._parts:
             with suppress(EdgertError):  # it is gone, which is what was wanted
                 part.prepared.close()
         self._parts = []
 
-    def _length_s(self) -> float:
-        tasks = [Task(part.device.id, part.prepared.load(part.feed)) for part in self._parts]
-        return end_s(tasks, self._moves(), self._dram_bytes_per_s)
+    def _length_s(self, requests: int = 1) -> float:
+        """When the last of so many equal requests ends that begin at once, the first of them first."""
+        tasks = [Task(part.device.id, part.prepared.load(part.feed)) for _ in range(requests) for part in self._parts]
+        one = self._moves()
+        moves = [
+            Move(move.source + first, tuple(sink + first for sink in move.sinks), move.seconds)
+            for first in range(0, len(tasks), len(self._parts))
+            for move in one
+        ]
+        return end_s(tasks, moves, self._dram_bytes_per_s)
 
     def _moves(self) -> list[Move]:
         """Each value's way to each device that reads it."""

@@ -57,6 +57,7 @@ def run(tmp_path):
         runnable = prepare_segments(remotes[-1], prepared, ["y"], None, timeout_s=60)
         remotes[-1].hold("sample", {"x": X})
         outputs, first_s = runnable.run_held("sample")
+        begin.items_per_s = remotes[-1].throughput([runnable] * 2, [(), ()], "sample", 100.0)
         return outputs["y"], [first_s, *runnable.time("sample", 3, at_most_s=1e9)]
 
     yield begin
@@ -73,6 +74,7 @@ def test_devices_overlap_and_links_take_their_time(run, tmp_path):
     # The NPU: Relu until 3, Abs until 6; their values cross until 13 and 23; then the sum.
     assert seconds == pytest.approx([25.0] * 4)
     np.testing.assert_array_equal(made, answers("onnxruntime", open_proto(tmp_path), tmp_path, {"x": X})["y"])
+    assert run.items_per_s == pytest.approx(1 / 20)  # the two values' way to the CPU is the narrowest
 
 
 def test_one_device_runs_one_segment_at_a_time(run):
