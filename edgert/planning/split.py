@@ -209,13 +209,14 @@ def _proposals(workshop: Workshop, entrants: Field, setting: Setting, found: lis
     useful = [each for each in found if each.taken]
     whole = tuple(range(len(workshop.blocks)))
     workshop.stretches |= {(target, whole): setting.whole[target].call_s for target in entrants.whole}
+    children = {each.target.device: workshop.remote_of(each.target) for each in useful}
+    children.pop("cpu:0", None)
+    links = remembered_links(workshop, children) if children else ()
+    made = [with_links(workshop, each, links) for each in made]
     if workshop.in_time and len(useful) > 1:
         costs = measure_blocks(workshop, useful)
         if costs.complete:
-            children = {each.target.device: workshop.remote_of(each.target) for each in useful}
-            children.pop("cpu:0", None)
-            links = remembered_links(workshop, children) if children else ()
-            made = [with_links(workshop, each, links) for each in made] + by_cost(workshop, costs, links)
+            made += by_cost(workshop, costs, links)
         else:
             workshop.note("the time was over before every block was measured: splits are by what targets take alone")
     return sorted(dict.fromkeys(made), key=lambda proposal: proposal.predicted_s)[:_MOST_RACED]
