@@ -14,6 +14,7 @@ from edgert.devices.backend import Runnable, Source
 from edgert.devices.reference_ops import NEWEST, corrected
 from edgert.devices.words import SIMULATED, failed, installed, refused, unusable
 from edgert.errors import MissingPackage, UnknownTarget
+from edgert.graph import Value
 from edgert.machine import Device, Reach
 from edgert.profile import Target
 from edgert.tensor import Array, Data, DType, numpy_dtype
@@ -60,7 +61,7 @@ class Prepared:
     def __init__(self, evaluator: Any, source: Source, target: Target, device: Device) -> None:
         self.ran_on: Mapping[str, int] = {device.id: len(evaluator.nodes_ or ())}
         self._evaluator: Any = evaluator
-        self._outputs = [(value.name, value.dtype if value.kind == "tensor" else None) for value in source.outputs]
+        self._outputs = source.outputs
         self._target = target
 
     def run(self, inputs: Mapping[str, Data]) -> dict[str, Data]:
@@ -69,10 +70,10 @@ class Prepared:
                 raise RuntimeError("it was closed")
             # Numpy would turn a division by zero into a warning; the standard's answer is the infinity that it gives.
             with np.errstate(all="ignore"):
-                results = self._evaluator.run([name for name, _ in self._outputs], dict(inputs))
+                results = self._evaluator.run([value.name for value in self._outputs], dict(inputs))
             return {
-                name: _owned(result, dtype, inputs)
-                for (name, dtype), result in zip(self._outputs, results, strict=True)
+                value.name: _declared(value, result, inputs)
+                for value, result in zip(self._outputs, results, strict=True)
             }
         except Exception as error:  # as in `prepare`
             raise failed(self._target, error) from error
@@ -102,6 +103,18 @@ def _evaluator() -> Any:
         raise MissingPackage(f"package onnx is not usable ({error}).", _REMEDY, package="onnx") from error
     except Exception as error:  # a broken installation fails in any way
         raise unusable("onnx", error, _REMEDY) from error
+
+
+def _declared(value: Value, result: Any, inputs: Mapping[str, Data]) -> Data:
+    """The result for an output of the model. One of another rank is a fault of the evaluator's: it loses count of the
+    axes that a Loop stacks up.
+    """
+    if value.kind != "tensor":
+        return _owned(result, None, inputs)
+    made = _owned(result, value.dtype, inputs)
+    if isinstance(made, np.ndarray) and value.shape is not None and made.ndim != len(value.shape):
+        raise TypeError(f"the evaluator made {value.name!r} of rank {made.ndim}, the model says {len(value.shape)}")
+    return made
 
 
 def _owned(result: Any, dtype: DType | None, inputs: Mapping[str, Data]) -> Data:

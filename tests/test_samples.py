@@ -327,3 +327,5 @@ def test_a_mask_of_truth_values_hides_a_whole_row_in_a_corner() -> None:
     m = corners_of(graph_of(nodes, [Value("m", "bool", (2, 3, 4)), Value("x", "float32", (2, 3, 4))]))["m"]
     assert not m[:, 0].any()
     assert m[:, 1:].any()
+    none = Value("m", "bool", (2, 0, 4))
+    assert corners_of(graph_of([Node("a", "Not", ("m",), ("y",))], [none]))["m"].shape == (2, 0, 4)

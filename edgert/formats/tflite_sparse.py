@@ -145,7 +145,7 @@ def _leaves(sparsity: Sparsity, most: int, corrupt: Failure) -> list[Array]:
 def _children(level: Level, nodes: Array, corrupt: Failure) -> tuple[Array, Array, Array]:
     """Of a compressed level: which parent (by its place in `nodes`) each child has, its number, its index."""
     ends = level.segments
-    if len(ends) <= int(nodes.max(initial=0)) + 1 or (np.diff(ends) < 0).any() or ends[0] < 0:
+    if len(ends) <= int(nodes.max(initial=-1)) + 1 or (np.diff(ends) < 0).any() or ends[0] < 0:
         raise corrupt("has segments that do not fit their level")
     if ends[-1] > len(level.indices):
         raise corrupt("has segments beyond its indices")

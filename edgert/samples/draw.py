@@ -118,7 +118,7 @@ def draw(value: Value, known: KnownShape, fact: Fact, rng: np.random.Generator, 
         drawn = _pick(fact.choices or WORDS, shape, rng)
     elif fact.mask or value.dtype == "bool":
         drawn = _mask(shape, rng, fact)
-        if corners and len(shape) > 1 and not fact.mask:
+        if corners and len(shape) > 1 and shape[-2] and not fact.mask:
             drawn[..., 0, :] = False
     elif dtype.kind == "c":
         drawn = np.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape))

@@ -122,3 +122,10 @@ def test_a_result_of_another_type_than_the_model_says_is_an_error(tmp_path):
                   [info("x")], [info("y", TensorProto.DOUBLE, (1,))])  # fmt: skip
     with pytest.raises(RunFailed, match="made float32, the model says float64"):
         prepared("reference", source(proto, tmp_path)).run({"x": np.zeros((1, 4), np.float32)})
+
+
+def test_a_result_of_another_rank_than_the_model_says_is_an_error(tmp_path):
+    proto = model([helper.make_node("Constant", [], ["y"], value=numpy_helper.from_array(np.float32([[1]])))],
+                  [info("x")], [info("y", shape=(1,))])  # fmt: skip
+    with pytest.raises(RunFailed, match="made 'y' of rank 2, the model says 1"):
+        prepared("reference", source(proto, tmp_path)).run({"x": np.zeros((1, 4), np.float32)})
