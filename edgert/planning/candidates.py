@@ -12,6 +12,7 @@ from edgert.devices.backend import Source
 from edgert.devices.words import in_virtual_time
 from edgert.errors import MissingPackage, OptionError, UnknownTarget
 from edgert.machine import Device, Machine
+from edgert.planning import arm_order
 from edgert.profile import PRECISIONS, Precision, Row, Target
 
 _log = logging.getLogger(__name__)
@@ -63,7 +64,9 @@ def candidates(
             kept.append(target)
     if wanted is not None:
         kept = _matching(kept, wanted, [target for target, _ in offered])
-    return Candidates(tuple(sorted(kept, key=lambda target: _promise(target, source))), tuple(left_out))
+    places = dict(offered)
+    kept.sort(key=lambda target: _promise(target, source, places[target]))
+    return Candidates(tuple(kept), tuple(left_out))
 
 
 def _offered(source: Source, machine: Machine) -> list[tuple[Target, Device]]:
@@ -135,12 +138,13 @@ def _matching(kept: Sequence[Target], wanted: Sequence[str], offered: Sequence[T
     return list(chosen)
 
 
-def _promise(target: Target, source: Source) -> tuple[bool, bool, bool, bool, int]:
+def _promise(target: Target, source: Source, device: Device) -> tuple[bool, bool, bool, int, bool, int]:
     """Sort key: what most likely answers soon and well comes first."""
     return (
         target.backend == LAST_RESORT,
         not target.device.startswith("cpu"),
         target.backend != _NATIVE.get(source.format, ""),
+        arm_order.rank(target, source, device),
         bool(target.variant) or target.precision != source.precision,
         -target.threads,
     )
