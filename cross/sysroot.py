@@ -44,6 +44,7 @@ _GLIBC_MINORS = range(17, 37)
 """Debian 12 has glibc 2.36; pip wants every tag that a wheel may carry."""
 _MOUNTS = ("proc", "sys", "dev", "tmp", "opt/edgert/lib/python3.11/site-packages", "srv/board", "srv/product",
            "srv/checks", "srv/models", "srv/known", "srv/out", "srv/cache", "srv/plugin")  # fmt: skip
+_PATH_FILE = "/srv/product\n"
 _VENV = "home = /usr/bin\ninclude-system-site-packages = {system}\nversion = 3.11\n"
 
 
@@ -116,10 +117,10 @@ def packages(name: str) -> Path:
             name,
         )  # fmt: skip
         # edgert itself is mounted beside these, and found like an editable install.
-        (folder / "edgert.pth").write_text("/srv/product\n", encoding="ascii")
+        (folder / "edgert.pth").write_text(_PATH_FILE, encoding="ascii")
         _compile(folder)
 
-    return _made(f"packages-{name}", [lock.read_text(encoding="utf-8"), *tags, "2"], make)
+    return _made(f"packages-{name}", [lock.read_text(encoding="utf-8"), *tags, _PATH_FILE], make)
 
 
 @functools.cache
