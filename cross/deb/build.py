@@ -206,6 +206,7 @@ def lay_out(tree: Path, work: Path) -> None:
     _write(tree / "usr/bin/edgert", (HERE / "launcher.py").read_text(), 0o755)
     for unit in sorted((HERE.parent / "systemd").glob("*.service")):
         _write(tree / "lib/systemd/system" / unit.name, unit.read_text())
+    _write(tree / "usr/lib/edgert/backoff", (HERE.parent / "systemd/backoff").read_text(), 0o755)
     _write(tree / "usr/lib/sysusers.d/edgert.conf", (HERE / "edgert.sysusers").read_text())
     _write(tree / "etc/default/edgert", (HERE / "edgert.default").read_text())
     _write(tree / "DEBIAN/conffiles", "/etc/default/edgert\n")
@@ -255,7 +256,7 @@ def settle(tree: Path) -> None:
     os.environ["SOURCE_DATE_EPOCH"] = str(epoch)
     for path in sorted(tree.rglob("*"), reverse=True):
         mode = stat.S_IMODE(path.stat().st_mode)
-        script = mode & 0o100 and ("bin" in path.parts or "DEBIAN" in path.parts)
+        script = mode & 0o100 and (path.name == "backoff" or "bin" in path.parts or "DEBIAN" in path.parts)
         path.chmod(0o755 if path.is_dir() or script else 0o644)
         os.utime(path, (epoch, epoch))
     tree.chmod(0o755)

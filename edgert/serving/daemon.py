@@ -143,6 +143,7 @@ class Daemon:
         if stop.is_set():
             return
         self.state = "ready"
+        self._front.release()
         self.pulse.start()
         notify.tell(READY=1, STATUS=self._summary())
         _log.info("ready at %s: %s", self.endpoint, self._summary())

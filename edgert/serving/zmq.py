@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from edgert import errors
-from edgert.errors import Closed, EdgertError, EndpointError, OptionError, RunFailed, TransportError, WireError
+from edgert.errors import (
+    Closed,
+    EdgertError,
+    EndpointError,
+    ModelNotServed,
+    OptionError,
+    RunFailed,
+    TransportError,
+    WireError,
+)
 from edgert.result import Result
 from edgert.serving.service import Service
 from edgert.transport.endpoints import Endpoint
@@ -24,6 +33,7 @@ from edgert.transport.sockets import Inbox
 
 _log = logging.getLogger(__name__)
 Status: TypeAlias = Callable[[], Mapping[str, Any]]
+_MOST_HELD = 256
 _QUEUE = 64
 """Messages of one client that wait to be read; more wait with the client."""
 
@@ -53,9 +63,20 @@ class Front:
         self._inbox = Inbox(endpoint, keyring=keyring, group=group, queue=_QUEUE)
         self.endpoint = self._inbox.endpoint
         self._thread = threading.Thread(target=self._serve, name=f"edgert at {endpoint}", daemon=True)
+        self._held: list[tuple[bytes, Call]] | None = []
+        """Calls for models that are not loaded yet, while the daemon starts; None afterwards."""
+        self._lock = threading.Lock()
 
     def start(self) -> None:
+        """Read. What asks for a model that is not there waits for `release`, so that a restart is a pause."""
         self._thread.start()
+
+    def release(self) -> None:
+        """The models are loaded: what waited for them goes on; what asks for others is told so from now on."""
+        with self._lock:
+            held, self._held = self._held or [], None
+        for who, call in held:
+            self._take(who, call)
 
     def close(self) -> None:
         """Listen no more. Answers that were given are with the clients' connections by then. Harmless twice."""
@@ -81,12 +102,23 @@ class Front:
             if handle is None:
                 raise OptionError(f"the daemon knows no {message.method!r}.", "Use the same edgert on both ends.")
             handle(self, who, message)
+        except ModelNotServed as error:
+            if not self._hold(who, message):
+                self._answer(who, _failed(message, error))
         except EdgertError as error:
             self._answer(who, _failed(message, error))
         except Exception as error:  # noqa: BLE001 - a fault of ours must reach the caller, and must not end this thread
             _log.exception("an unexpected error in %r", message.method)
             failure = RunFailed(f"the daemon failed in {message.method!r}: {type(error).__name__}: {error}.")
             self._answer(who, _failed(message, failure))
+
+    def _hold(self, who: bytes, call: Call) -> bool:
+        """Let a call wait for the end of the start; False when that is past, or too many wait."""
+        with self._lock:
+            if self._held is None or len(self._held) >= _MOST_HELD:
+                return False
+            self._held.append((who, call))
+            return True
 
     def _run(self, who: bytes, call: Call) -> None:
         def done(outcome: Result | EdgertError) -> None:
