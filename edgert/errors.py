@@ -74,6 +74,7 @@ __all__ = [
     "ModelNotFound",
     "ModelNotServed",
     "ModelUnsupported",
+    "NoLastResort",
     "NotEnoughMemory",
     "OptionError",
     "OutOfMemory",
@@ -152,6 +153,13 @@ class ModelUnsupported(ModelError):
 
 class ModelNotServed(ModelError):
     """The daemon that was asked has no model of that name, or none that answers (yet)."""
+
+
+class NoLastResort(ModelUnsupported):
+    """Only an accelerator reads the model, so nothing could answer if that is lost."""
+
+    target: str
+    """The one that reads it."""
 
 
 class InputError(EdgertError):

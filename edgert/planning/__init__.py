@@ -23,10 +23,11 @@ from edgert.machine import Machine
 from edgert.plan import Controls, Plan, Segment, Verification
 from edgert.planning.candidates import LAST_RESORT, Candidates, candidates
 from edgert.planning.choose import Choice, check, fastest, latency_choice, standing, throughput_choice
+from edgert.planning.fallbacks import fallbacks, require_last_resort
 from edgert.planning.reference import Checker, Reference, evaluate, settle
 from edgert.planning.remember import Memory, Wish
 from edgert.planning.trials import Course, Trial, Trials
-from edgert.profile import Row, Target, Timing
+from edgert.profile import Row, Timing
 from edgert.samples import controls, digest_of, synthesise
 from edgert.tensor import Data
 from edgert.verify import draws_random_numbers
@@ -230,6 +231,9 @@ def _plan(assignment: Assignment, choice: Choice, found: Candidates, reference: 
         winner.target, (), tuple(value.name for value in graph.inputs), tuple(value.name for value in graph.outputs)
     )
     timing = winner.timing or Timing(0.0, 0.0, 0.0, 0, 0)
+    resorts = fallbacks(winner, choice.rows, reference, found, assignment.file.precision)
+    if assignment.wish.targets is None:
+        require_last_resort(graph, assignment.file.path, winner, resorts, choice.rows)
     tried = {row.target for row in choice.rows}
     left_out = tuple(row for row in found.left_out if row.target not in tried)
     return Plan(
@@ -244,7 +248,7 @@ def _plan(assignment: Assignment, choice: Choice, found: Candidates, reference: 
         outputs=graph.outputs,
         segments=(segment,),
         instances=choice.instances,
-        fallbacks=_fallbacks(winner, choice.rows, reference, found),
+        fallbacks=resorts,
         verification=Verification(
             reference.name, winner.errors if reference.name else (), reference.reason, reference.disputed
         ),
@@ -262,27 +266,6 @@ def _notes(reference: Reference) -> tuple[str, ...]:
     if not reference.name:
         return (f"the numbers could not be checked: {reference.reason}",)
     return (f"the numbers are disputed: {reference.disputed}",) if reference.disputed else ()
-
-
-def _fallbacks(winner: Row, rows: Sequence[Row], reference: Reference, found: Candidates) -> tuple[Target, ...]:
-    """The best right target of every other library, CPU last, then onnx's evaluator if it runs this model.
-
-    Where nothing confirmed the yardstick, whoever differs from it is not known to be wrong: it comes after the others.
-    """
-    usable = [row for row in rows if row.outcome in ("ok", "slow")]
-    if not reference.name:
-        usable += [row for row in rows if row.outcome == "wrong" and not any(error.mismatch for error in row.errors)]
-    best: dict[tuple[str, str, str], Target] = {_way(winner.target): winner.target}
-    for row in usable:
-        best.setdefault(_way(row.target), row.target)
-    ordered = sorted(list(best.values())[1:], key=lambda target: target.device.startswith("cpu"))
-    if reference.name == "onnx" and winner.target.backend != LAST_RESORT:
-        ordered += [row.target for row in found.left_out if row.target.backend == LAST_RESORT]
-    return tuple(ordered)
-
-
-def _way(target: Target) -> tuple[str, str, str]:
-    return (target.backend, target.variant, target.device)
 
 
 def _versions(machine: Machine) -> dict[str, str]:
@@ -313,7 +296,9 @@ def first_plan(assignment: Assignment) -> Plan:
             row = work.run([target])[0].row
             if row.outcome == "ok":
                 choice = Choice((replace(row, reason="first that ran"), *rows), row, latency_choice((row,)).instances)
-                return _plan(assignment, choice, found, Reference("", reason="budget_s=0: nothing was compared yet"))
+                plan = _plan(assignment, choice, found, Reference("", reason="budget_s=0: nothing was compared yet"))
+                # The evaluator alone may come into this process without having been tried: it is Python, and slow.
+                return replace(plan, fallbacks=tuple(resort[:1] if row.target not in resort else ()))
             rows.append(row)
     reasons = "; ".join(f"{row.target}: {row.reason}" for row in rows) or "no backend reads this format"
     raise ModelUnsupported(

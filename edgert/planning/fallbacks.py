@@ -1,0 +1,92 @@
+"""What answers when the chosen target fails: an ordered list that ends in what this board can always run.
+
+1. Other accelerators that were right, fastest first: one that is lost rarely takes the others along.
+2. CPU targets that were right, of each library the fastest. Those with the model's own arithmetic come first: a
+   quantised model that was meant for an NPU falls to the CPU's integer kernels, not to floats.
+3. onnx's evaluator, where it ran this model.
+
+What counts is what prepared and ran here, in a child: a library that imports and then refuses this model, or gives
+wrong numbers on this board, is not in the list. Each library is tried once whatever the budget, so the list does not
+depend on how much time there was. So a .tflite ends in LiteRT (or tflite-runtime, the one for 32-bit boards), and an
+.onnx in ONNX Runtime and the evaluator, unless these failed on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgert.errors import NoLastResort
+from edgert.graph import Graph
+from edgert.planning.candidates import LAST_RESORT, Candidates
+from edgert.planning.reference import Reference
+from edgert.profile import Precision, Row, Target
+
+_ONE_READER = {  # operation -> who reads it, and what it was made from
+    "com.microsoft::EPContext": "a context that one execution provider compiled for its own device",
+    "CUSTOM:edgetpu-custom-op": "a program for the Edge TPU",
+    "CUSTOM:ethos-u": "a command stream for an Arm Ethos-U",
+    "CUSTOM:QNN_custom_op": "a context for Qualcomm's HTP",
+}
+
+
+def fallbacks(
+    winner: Row, rows: Sequence[Row], reference: Reference, found: Candidates, own: Precision
+) -> tuple[Target, ...]:
+    """The targets to fall back on, in order; see above.
+
+    Where nothing confirmed the yardstick, whoever differs from it is not known to be wrong: it comes after the others.
+
+    Args:
+        winner: the chosen target's row.
+        rows: all that was tried, fastest first.
+        reference: by which they were judged.
+        found: what was left out among it, the evaluator among that.
+        own: the model's own precision.
+    """
+    usable = [row for row in rows if row.outcome in ("ok", "slow")]
+    if not reference.name:
+        usable += [row for row in rows if row.outcome == "wrong" and not any(error.mismatch for error in row.errors)]
+    best: dict[tuple[str, str, str], Target] = {}
+    for row in sorted(usable, key=lambda row: _lowered(row.target, own)):  # stable: the fastest of each stays first
+        best.setdefault(_way(row.target), row.target)
+    best.pop(_way(winner.target), None)
+    place = {row.target: number for number, row in enumerate(usable)}
+    ordered = sorted(best.values(), key=lambda target: (_is_cpu(target), _lowered(target, own), place[target]))
+    if reference.name == "onnx" and winner.target.backend != LAST_RESORT:
+        ordered += [row.target for row in found.left_out if row.target.backend == LAST_RESORT]
+    return tuple(ordered)
+
+
+def require_last_resort(
+    graph: Graph, path: object, winner: Row, resorts: Sequence[Target], rows: Sequence[Row]
+) -> None:  # fmt: skip
+    """Make certain that something on the CPU can answer for a model that runs on an accelerator.
+
+    Raises:
+        NoLastResort: only the accelerator reads it; says who refused it, and what to give instead.
+    """
+    if _is_cpu(winner.target) or any(_is_cpu(target) for target in resorts):
+        return
+    op = next((node.op for node in graph.nodes if node.op in _ONE_READER), "")
+    what = f"holds {op}, {_ONE_READER[op]}: " if op else ""
+    refusals = "; ".join(f"{row.target}: {row.reason}" for row in rows if _is_cpu(row.target))
+    raise NoLastResort(
+        f"{path} {what}runs on {winner.target} alone, and nothing could answer if that is lost "
+        f"({refusals or 'no CPU target reads it'}).",
+        "Give the model that it was made from: it is compiled for the device here, and the CPU can stand in. Or name "
+        "the target in targets= to run it without a last resort.",
+        target=str(winner.target),
+    )
+
+
+def _is_cpu(target: Target) -> bool:
+    return target.device.startswith("cpu")
+
+
+def _lowered(target: Target, own: Precision) -> bool:
+    """Whether a CPU target computes in another arithmetic than the model's own."""
+    return _is_cpu(target) and target.precision != own
+
+
+def _way(target: Target) -> tuple[str, str, str]:
+    return (target.backend, target.variant, target.device)
