@@ -15,6 +15,7 @@ SOLVERS ?= 10000
 CUTS ?= 50
 CACHE := $(or $(EDGERT_CI_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edgert-ci)
 PYTEST_ARGS ?=
+SUITE_ARGS ?=
 # Two workers: the machines this is meant for have few cores, and the tests start processes of their own.
 PYTEST := -m pytest -n 2 --dist loadfile --timeout 600
 BIN := .venv/bin
@@ -65,11 +66,11 @@ test-numpy-low: ## the tests with the lower end of every range in pyproject.toml
 	@echo "== tests with the oldest packages that are promised"
 	@EDGERT_EXPECT=low .venv-low/bin/python $(PYTEST) $(PYTEST_ARGS) $(TESTS)
 
-suite: setup ## the ONNX standard's own test suite through edgert, in two shards side by side
+suite: setup ## the ONNX standard's own test suite through edgert, in two shards side by side; SUITE_ARGS=--given-inputs, ...
 	@echo "== the ONNX suite (report: $(CACHE)/suite)"
 	@mkdir -p $(CACHE)/suite; \
 	for shard in 0 1; do \
-	  $(BIN)/python tests/suite/onnx_suite.py --shard $$shard/2 --given-inputs --report $(CACHE)/suite/$$shard.json & pids+=" $$!"; \
+	  $(BIN)/python tests/suite/onnx_suite.py --shard $$shard/2 $(SUITE_ARGS) --report $(CACHE)/suite/$$shard.json & pids+=" $$!"; \
 	done; \
 	for pid in $$pids; do wait $$pid; done; \
 	$(BIN)/python tests/suite/onnx_suite.py --merge $(CACHE)/suite/0.json $(CACHE)/suite/1.json \
