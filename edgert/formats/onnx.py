@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -114,7 +115,9 @@ def _companions(model: onnx.ModelProto, path: Path) -> Iterator[tuple[str, Path]
     for tensor in tensors(model):
         if tensor.data_location == 1:
             location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-            yield location, external_range(tensor, path, f"tensor {tensor.name!r}")[0]
+            found = external_range(tensor, path, f"tensor {tensor.name!r}")[0]
+            if found != Path(os.path.realpath(path)):  # what `skim` left in the model file is part of that
+                yield location, found
 
 
 def _optional_inputs(model: onnx.ModelProto) -> frozenset[str]:

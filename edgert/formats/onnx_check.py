@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgert.errors import MissingPackage, ModelCorrupt, ModelUnsupported
+from edgert.formats.onnx_skim import LARGE_BYTES, Malformed, skim
 from edgert.formats.onnx_tensors import graphs
 
 if TYPE_CHECKING:
@@ -32,9 +34,12 @@ def parse(path: Path, data: memoryview) -> onnx.ModelProto:
         ) from error
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
+    # Through a link that leads elsewhere the weights would lie outside the model's folder.
+    near = Path(os.path.realpath(path)) == Path(os.path.realpath(path.parent)) / path.name
     try:
-        model: onnx.ModelProto = onnx.ModelProto.FromString(data)
-    except (DecodeError, MemoryError) as error:
+        large = len(data) >= LARGE_BYTES and near
+        model: onnx.ModelProto = skim(path, data) if large else onnx.ModelProto.FromString(data)
+    except (DecodeError, MemoryError, Malformed) as error:
         remedy = "Export or download it again."
         if len(data) >= 1 << 31:
             remedy = "A protobuf message ends at 2 GiB: save the weights as external data."
