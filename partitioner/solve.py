@@ -12,6 +12,7 @@ from functools import partial
 from edgert.errors import OptionError
 from edgert.partitioner import integer
 from edgert.partitioner.anneal import anneal
+from edgert.partitioner.bounds import pieces_bound
 from edgert.partitioner.chain import is_chain, place_chain, price_chain
 from edgert.partitioner.contract import contract
 from edgert.partitioner.evaluate import cost_of, evaluate
@@ -89,7 +90,7 @@ class _Work:
         self.deadline = deadline
         self.best: list[int] | None = None
         self.cost = math.inf
-        self.bound = lower_bound(indexed)
+        self.bound = max(lower_bound(indexed), pieces_bound(indexed))
         self.exact = False
         self.proved_empty = False
         self.used: list[str] = []
