@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from edgert import devices, store
 from edgert.devices import cpu, gpu, npu, stamp
 from edgert.errors import CacheUnwritable, ChildError, EdgertError, MissingPackage, OptionError
-from edgert.machine import BackendInfo, Device, Machine, Reach
+from edgert.machine import BackendInfo, Device, Link, Machine, Reach
 
 if TYPE_CHECKING:  # the child's machinery is needed only when something is really tried
     from edgert.devices.remote import Remote
@@ -35,7 +35,7 @@ PLUGINS: tuple[str, ...] = ("onnxruntime-ep-webgpu", "onnxruntime-qnn")
 """Distributions that give a backend further devices: their versions are part of the cache's key."""
 SIMULATED = "simulated"
 """The backend that no discovery finds a device for."""
-RULES = 2
+RULES = 3
 """Raised when what `probe` does changes, so that nothing older is read from a cache."""
 ASK_LIMIT_S = 60.0
 """For a backend to say what it drives; importing one on a cold, small board takes tens of seconds."""
@@ -145,9 +145,31 @@ def _look(seen: Machine, say: Progress) -> Machine:
     for number, device in enumerate(found):
         say(f"measuring {device.id}", 0.8 + 0.2 * number / len(found))
         done.append(peaks.measured(device, reaches))
-    say("done", 1.0)
     reaches = (*reaches, *nobody(found, reaches))
-    return replace(seen, devices=tuple(done), backends=(*infos, *others), reaches=reaches)
+    machine = replace(seen, devices=tuple(done), backends=(*infos, *others), reaches=reaches)
+    machine = replace(machine, links=links_of(machine, say))
+    say("done", 1.0)
+    return machine
+
+
+def links_of(machine: Machine, say: Progress) -> tuple[Link, ...]:
+    """Between the CPU and each other device that some backend drives right; none of those whose child fails."""
+    from edgert.devices import links
+    from edgert.devices.remote import Remote
+
+    good = {reach.device for reach in machine.reaches if reach.health == "ok" and not reach.device.startswith("cpu:")}
+    remotes = {device.id: Remote(f"link to {device.id}") for device in machine.devices if device.id in good}
+    if not remotes:
+        return ()
+    say(f"measuring the links to {', '.join(remotes)}", 0.98)
+    try:
+        return links.measure(remotes, machine)
+    except ChildError as error:
+        log.warning("links were not measured: %s", error)
+        return ()
+    finally:
+        for remote in remotes.values():
+            remote.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgert.devices.backend import Source
+from edgert.devices.far import Far, FarChild
 from edgert.devices.host import Host, source_to_json
 from edgert.errors import ChildDied, ChildError
 from edgert.graph import Value
@@ -52,15 +53,19 @@ class _Here:
 class Remote:
     """A child that hosts backends. Started when first needed, and again after it died."""
 
-    def __init__(self, name: str, *, memory_limit_bytes: int | None = None, service: str = _SERVICE) -> None:
+    def __init__(
+        self, name: str, *, memory_limit_bytes: int | None = None, service: str = _SERVICE, far: Far | None = None
+    ) -> None:
         """Args:
         name: for messages: what it is used for.
         memory_limit_bytes: as in `Child`.
         service: as in `Child`; a `Host`, or what extends it.
+        far: where it is, when not on this box; then the other two do not count.
         """
         self.name = name
+        self.far = far
         self._memory_limit_bytes, self._service = memory_limit_bytes, service
-        self._child: Child | _Here | None = None
+        self._child: Child | FarChild | _Here | None = None
         self.generation = 0
         """Counts the starts: what was prepared in an earlier generation is gone."""
 
@@ -73,7 +78,9 @@ class Remote:
         """Start the child now, if it does not run, so that its imports overlap with other work."""
         if self._child is None or not self._child.alive:
             self.close()
-            if sys.platform == "linux":
+            if self.far is not None:
+                self._child = FarChild(self.far, self.name)
+            elif sys.platform == "linux":
                 self._child = Child(self._service, name=self.name, memory_limit_bytes=self._memory_limit_bytes)
             else:
                 self._child = _Here(self._service)
@@ -143,6 +150,13 @@ class Remote:
         """Seconds of an array's way to that device's child: timed, or, for a device in virtual time, declared."""
         started_s = time.perf_counter()
         body, _ = self.call("transfer", {"device": asdict(device)}, {"x": array})
+        passed_s = time.perf_counter() - started_s
+        return passed_s if body["seconds"] is None else float(body["seconds"])
+
+    def fetch(self, device: Device, size_bytes: int) -> float:
+        """As `transfer`, the other way: seconds of an array's way back from there."""
+        started_s = time.perf_counter()
+        body, _ = self.call("fetch", {"device": asdict(device), "bytes": size_bytes})
         passed_s = time.perf_counter() - started_s
         return passed_s if body["seconds"] is None else float(body["seconds"])
 

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from edgert.machine import BackendInfo, Device, Machine, Reach
+from edgert.machine import BackendInfo, Device, Link, Machine, Reach
 from edgert.plan import Plan, Receipt
 from edgert.profile import OutputError, Row, Target
 from edgert.units import rate_text, size_text, time_text
@@ -22,7 +22,7 @@ _LOW_PRECISION = ("bf16", "f16")
 
 
 def machine_view(machine: Machine) -> RenderableType:
-    """Devices, then backends, then which backend drives which device and whether it counts right there."""
+    """Devices, then backends, which of them drives which device and whether it counts right there, and the links."""
     title = f"[bold]{escape(machine.system or machine.architecture)}[/]"
     return Group(
         title,
@@ -30,6 +30,7 @@ def machine_view(machine: Machine) -> RenderableType:
         _devices(machine.devices),
         _backends(machine.backends),
         _reaches(machine.reaches),
+        *([_links(machine.links)] if machine.links else []),
     )
 
 
@@ -103,6 +104,14 @@ def _reaches(reaches: Sequence[Reach]) -> RenderableType:
         way = f"{reach.backend}+{reach.variant}" if reach.variant else reach.backend
         made.add_row(f"[bold]{reach.device}[/]", escape(way), f"[{_HEALTH[reach.health]}]{reach.health}[/]",
                      escape(reach.detail))  # fmt: skip
+    return made
+
+
+def _links(links: Sequence[Link]) -> RenderableType:
+    made = table("from", "to", "latency", "bandwidth", right=("latency", "bandwidth"), whole=("from", "to"))
+    for link in links:
+        made.add_row(f"[bold]{link.source}[/]", f"[bold]{link.sink}[/]", time_text(link.latency_s),
+                     rate_text(link.bandwidth_bytes_per_s, "B"))  # fmt: skip
     return made
 
 

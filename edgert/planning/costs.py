@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from edgert import store
+from edgert.devices.links import measure
 from edgert.devices.remote import Remote
 from edgert.errors import CacheUnwritable
-from edgert.machine import Device, Link, Machine
+from edgert.machine import Link
 from edgert.partitioner.cuts import flows_of, weights_of
 from edgert.partitioner.problem import BlockSpec, DeviceSpec, Problem, TargetSpec
 from edgert.planning.capability import Capability
@@ -22,9 +20,6 @@ from edgert.planning.workshop import seconds as row_seconds
 from edgert.profile import Row, Target
 
 _log = logging.getLogger(__name__)
-_LINK_BYTES = (1 << 10, 1 << 14, 1 << 18, 1 << 22)
-"""Sizes at which a link is measured: a small tensor to a large one."""
-_LINK_REPEATS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,41 +111,11 @@ def launch_s(workshop: Workshop, costs: Costs, target: Target) -> float:
     return min(shortest_s, max(0.0, (sum(alone) - whole_s) / (count - 1)))
 
 
-def measure_links(devices: Mapping[str, Remote], machine: Machine) -> tuple[Link, ...]:
-    """Links between the CPU and each device whose segments run in a child, and between any two of those.
-
-    What is measured is what a transfer really takes: the arrays' way into the child, at several sizes; latency and
-    bandwidth are fitted by least squares. The device's own copy is part of its blocks' time. The way back is the same
-    socket and the same code, and is taken to cost the same. Between two children a value passes through this process.
-
-    Args:
-        devices: device id -> the child in which it is driven; without the CPU.
-        machine: which describes them.
-    """
-    one_way = {device: _fit(remote, machine.device(device)) for device, remote in devices.items()}
-    links = []
-    for device, (latency_s, rate) in one_way.items():
-        links += [Link("cpu:0", device, latency_s, rate), Link(device, "cpu:0", latency_s, rate)]
-        for other, (other_s, other_rate) in one_way.items():
-            if other != device:
-                links.append(Link(device, other, latency_s + other_s, 1 / (1 / rate + 1 / other_rate)))
-    return tuple(links)
-
-
-def _fit(remote: Remote, device: Device) -> tuple[float, float]:
-    """Latency in seconds and bytes per second of the way into a child."""
-    remote.start()
-    medians = []
-    for size in _LINK_BYTES:
-        array = np.zeros(size, np.uint8)
-        times = [remote.transfer(device, array) for _ in range(_LINK_REPEATS)]
-        medians.append(statistics.median(times[1:]))
-    slope, latency_s = np.polyfit(_LINK_BYTES, medians, 1, w=1 / np.asarray(medians))
-    return max(float(latency_s), 1e-7), 1 / max(float(slope), 1e-12)
-
-
 def remembered_links(workshop: Workshop, devices: Mapping[str, Remote]) -> tuple[Link, ...]:
-    """As `measure_links`, once for a machine: kept in the cache."""
+    """Links to the devices: those that `probe` measured, else measured once for a machine and kept in the cache."""
+    probed = workshop.course.machine.links
+    if {link.sink for link in probed} >= devices.keys():
+        return probed
     folder = workshop.memory.parent.parent.parent / "links" if workshop.memory else None
     path = folder / f"{workshop.course.machine.fingerprint}.json" if folder else None
     content = store.read_or_drop(path) if path else None
@@ -161,7 +126,7 @@ def remembered_links(workshop: Workshop, devices: Mapping[str, Remote]) -> tuple
         known = ()
     if known and {link.sink for link in known} - {"cpu:0"} >= devices.keys():
         return known
-    links = measure_links(devices, workshop.course.machine)
+    links = measure(devices, workshop.course.machine)
     if path is not None and links:
         try:
             fields = ("source", "sink", "latency_s", "bandwidth_bytes_per_s")

@@ -16,7 +16,7 @@ from edgert.cli.reports import overall_view, report_view
 from edgert.cli.views import machine_view, plan_view, ranges, receipt_line
 from edgert.errors import InputError, OptionError, PrepareRefused
 from edgert.graph import Quantization, Value
-from edgert.machine import BackendInfo, Device, Machine, Reach
+from edgert.machine import BackendInfo, Device, Link, Machine, Reach
 from edgert.plan import Receipt
 from edgert.profile import OutputError, Row, Target, Timing
 from edgert.race import Interval
@@ -48,6 +48,13 @@ def machine():
                  Reach("onnxruntime", "gpu:0", "webgpu", "wrong", "off by 0.3")),
         system="Linux 6.1, Debian 12",
     )  # fmt: skip
+
+
+def test_links_are_shown_where_there_are_any(machine):
+    assert "bandwidth" not in rendered(machine_view(machine), 80)
+    linked = dataclasses.replace(machine, links=(Link("cpu:0", "gpu:0", 7.5e-5, 3.2e9),))
+    (row,) = [line for line in rendered(machine_view(linked), 80).splitlines() if "3.2" in line]
+    assert row.split() == ["cpu:0", "gpu:0", "75.0", "µs", "3.20", "GB/s"]
 
 
 @pytest.mark.parametrize("width", [80, 120])
