@@ -27,11 +27,12 @@ from edgert import errors
 from edgert.devices import backend
 from edgert.devices.backend import Runnable, Source
 from edgert.devices.host import resident_bytes, source_from_json
-from edgert.errors import DeadlineExceeded, EdgertError, Overloaded, PrepareRefused, RunFailed
+from edgert.errors import DeadlineExceeded, EdgertError, Garbage, Overloaded, PrepareRefused, RunFailed
 from edgert.execution.checks import check_values
 from edgert.execution.fair import FairQueue
+from edgert.execution.guests import Guests
 from edgert.execution.mail import Mail, open_values
-from edgert.machine import Device, device_from_json
+from edgert.machine import Device, Reach, device_from_json
 from edgert.profile import Target
 from edgert.tensor import Data
 from edgert.transport import notify
@@ -100,11 +101,14 @@ class _Gathering:
 class Executor:
     """Serves one device until told to drain. `serve` is called once, in the thread that shall run the segments."""
 
-    def __init__(self, device: Device, mail: Mail, *, most_waiting: int = 4096) -> None:
+    def __init__(
+        self, device: Device, mail: Mail, *, most_waiting: int = 4096, reaches: Sequence[Reach] = ()
+    ) -> None:
         """Args:
         device: that it owns; its `cores` are where it runs.
         mail: its inbox, and what it sends with.
         most_waiting: requests that may wait; one more is refused as `Overloaded`.
+        reaches: the ways to run on the device, for planners on other hosts.
         """
         self.device = device
         self.name = f"executor of {device.id}"
@@ -125,6 +129,8 @@ class Executor:
         self._running: tuple[Running, float] | None = None
         self._stopped = threading.Event()
         self._folder: TemporaryDirectory[str] | None = None
+        self._unpacking = threading.Lock()
+        self._guests = Guests(device, reaches, self._unpacked)
 
     @property
     def endpoint(self) -> str:
@@ -157,6 +163,7 @@ class Executor:
             for segment in self._segments.values():
                 with suppress(EdgertError):  # the process ends, which frees it as well
                     segment.runnable.close()
+            self._guests.close()
             self._mail.close()
             if self._folder is not None:
                 self._folder.cleanup()
@@ -194,6 +201,8 @@ class Executor:
                 self._greet(message, message.endpoint or peer)
             case Bye():
                 self._forget(message.who)
+            case Call(_, "about" | "host"):
+                threading.Thread(target=self._serve_guest, args=(message, peer), daemon=True).start()
             case Call(request, "release", facts):
                 self._release([str(name) for name in facts["segments"]])
                 self._mail.send(str(facts["reply"]) or peer, Answer(request))
@@ -201,6 +210,10 @@ class Executor:
                 self._draining.set()
             case _:
                 self._mail.odd(message)
+
+    def _serve_guest(self, call: Call, peer: str) -> None:
+        """In a thread of its own: a planner elsewhere tries something."""
+        self._mail.send(peer, self._guests.answer(call))
 
     def _greet(self, hello: Hello, endpoint: str) -> None:
         self._callers[endpoint] = hello
@@ -265,7 +278,9 @@ class Executor:
             if segment is None:
                 raise RunFailed(f"{self.name}: segment {work.segment} was released.", "Load the model again.")
             self._running = (Running(work.request, work.attempt, work.segment, 0.0), now_s)
-            outputs = segment.runnable.run(open_values(self._mail, job.values))
+            inputs = open_values(self._mail, job.values)
+            self._check_inputs(segment, inputs)
+            outputs = segment.runnable.run(inputs)
             self._mail.check(job.values)
             check_values(f"{segment.target} in {self.name}", outputs, segment.source.outputs, sizes=False)
         except EdgertError as error:
@@ -281,6 +296,13 @@ class Executor:
         segment.mean_s += (run_s - segment.mean_s) * max(_NEW, 1.0 / segment.runs)
         self._hand_on(job, outputs, run_s)
         self._release_slots(job)
+
+    def _check_inputs(self, segment: _Segment, inputs: Mapping[str, Data]) -> None:
+        who = f"{self.name} reads {segment.target}'s input"
+        try:
+            check_values(who, inputs, segment.source.inputs, sizes=False, optional=True)
+        except Garbage as error:
+            raise Garbage(error.message, error.remedy, value=error.value, read=True) from error
 
     def _hand_on(self, job: _Job, outputs: Mapping[str, Data], run_s: float) -> None:
         """Send every reader what it reads."""
@@ -379,8 +401,9 @@ class Executor:
 
     def _unpacked(self, files: Mapping[str, Carried], name: str) -> Path:
         """Model files of a caller on another host, in a folder of this process."""
-        if self._folder is None:
-            self._folder = TemporaryDirectory(prefix="edgert-")
+        with self._unpacking:
+            if self._folder is None:
+                self._folder = TemporaryDirectory(prefix="edgert-")
         folder = Path(mkdtemp(dir=self._folder.name))
         for own, content in files.items():
             place = PurePosixPath(own)

@@ -37,13 +37,15 @@ from edgert import errors, formats
 from edgert.devices.host import source_to_json
 from edgert.errors import Closed, EdgertError, PrepareRefused
 from edgert.execution.events import EventKind, Events
+from edgert.execution.executor import Executor
 from edgert.execution.limits import Limits
 from edgert.execution.mail import Mail, fresh_endpoint
-from edgert.execution.member import Held, Member, Order, Place, kill, watch
+from edgert.execution.member import Held, Member, Order, Place, Transport, kill, watch
 from edgert.machine import Device
 from edgert.tensor import Data
 from edgert.transport.child import Child
 from edgert.transport.messages import (
+    Answer,
     Bye,
     Call,
     Done,
@@ -58,6 +60,7 @@ from edgert.transport.messages import (
 )
 
 _log = logging.getLogger(__name__)
+SERVICE = "edgert.execution.executor:Hosted"
 _MOST_FAILURES = 3
 """Lives that may end over preparing one segment, before it is refused for good."""
 
@@ -85,12 +88,23 @@ class Customer(Protocol):
         """One of its requests failed at an executor that lives."""
         ...
 
+    def garbled(self, segment: str, reason: str) -> None:
+        """Whoever runs that segment sent what makes no sense."""
+        ...
+
 
 class Fleet:
     """Executors by place. One a process (`shared`), but for tests."""
 
-    def __init__(self, limits: Limits | None = None, transport: str = "ipc") -> None:
-        self.limits = limits or Limits()
+    def __init__(
+        self, limits: Limits | None = None, transport: Transport = "ipc", service: str = SERVICE
+    ) -> None:  # fmt: skip
+        """Args:
+        limits: else the defaults.
+        transport: over which this process and the executors that it starts talk.
+        service: what a child runs; another one is of use to tests alone.
+        """
+        self.limits, self.transport, self._service = limits or Limits(), transport, service
         self.events = Events()
         self._mail = Mail.bound(fresh_endpoint(transport))
         self._life = random.getrandbits(63)
@@ -99,7 +113,8 @@ class Fleet:
         self._customers: dict[str, Customer] = {}
         """Name of a segment -> who ordered it."""
         self._requests: dict[int, Customer] = {}
-        self._numbers = itertools.count(random.getrandbits(30) << 32)
+        self._first = self._last = random.getrandbits(30) << 32
+        self._numbers = itertools.count(self._first)
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._asked: dict[int, tuple[Member, str, int]] = {}
@@ -138,7 +153,7 @@ class Fleet:
 
     def request(self, customer: Customer) -> int:
         """A new request's number; from the loop."""
-        number = next(self._numbers)
+        self._last = number = next(self._numbers)
         self._requests[number] = customer
         return number
 
@@ -256,12 +271,12 @@ class Fleet:
             if complaint is not None:
                 self.fault(member, *complaint)
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: Message) -> None:  # noqa: PLR0912 - one branch a message: the table reads best whole
         match message:
             case Done() | Failed():
                 customer = self._requests.get(message.request)
                 if customer is None:
-                    self._mail.discard(message)  # late: its request was answered otherwise
+                    self._unknown(message)
                 elif isinstance(message, Done):
                     customer.done(message)
                 else:
@@ -270,6 +285,8 @@ class Fleet:
                 self._heard(message)
             case Free():
                 self._mail.freed(message)
+            case Answer():
+                pass  # to a release: nobody waits for it
             case Welcome():
                 self._welcome(message)
             case Prepared(request) | Refused(request):
@@ -280,6 +297,13 @@ class Fleet:
                         self.fault(member, "drained", reason)
             case _:
                 self._mail.odd(message)
+
+    def _unknown(self, answer: Done | Failed) -> None:
+        """An answer to no request: late, since it was answered otherwise, or one that was never asked."""
+        owner = self._customers.get(answer.segment)
+        if owner is not None and not self._first <= answer.request <= self._last:
+            owner.garbled(answer.segment, f"an answer to request {answer.request}, which was never made")
+        self._mail.discard(answer)
 
     def _heard(self, beat: Heartbeat) -> None:
         for member in self._members.values():
@@ -305,24 +329,27 @@ class Fleet:
             self._mail.know(member.place.endpoint, member.place.key)
             self._greet(member, member.place.endpoint, 0)
             self.apart(partial(self._listen, member.place.endpoint))
+        elif self.transport == "inproc":
+            member.thread = Executor(member.device, Mail.bound(fresh_endpoint("inproc")))
+            threading.Thread(target=member.thread.serve, name=str(member.place), daemon=True).start()
+            self._greet(member, member.thread.endpoint, 0)
         else:
-            endpoint = fresh_endpoint(member.place.transport)
-            process = Child(member.place.service, name=str(member.place))
-            member.process = process
-
-            def work() -> None:
-                try:
-                    body, _ = process.call(
-                        "serve", {"device": asdict(member.device), "endpoint": endpoint}, timeout_s=self.limits.start_s
-                    )
-                except EdgertError as error:
-                    message = error.message
-                    self.post(lambda: self._lost_life(member, generation, message))
-                else:
-                    self.post(lambda: self._spawned(member, generation, process, str(body["endpoint"])))
-
-            self.apart(work)
+            process = member.process = Child(self._service, name=str(member.place))
+            self.apart(partial(self._begin, member, generation, process))
         self.after(self.limits.start_s, lambda: self._late(member, generation))
+
+    def _begin(self, member: Member, generation: float, process: Child) -> None:
+        """In a thread of its own: wait until a child listens."""
+        try:
+            body, _ = process.call(
+                "serve", {"device": asdict(member.device), "endpoint": fresh_endpoint(self.transport)},
+                timeout_s=self.limits.start_s,
+            )  # fmt: skip
+        except EdgertError as error:
+            message = error.message
+            self.post(lambda: self._lost_life(member, generation, message))
+        else:
+            self.post(lambda: self._spawned(member, generation, process, str(body["endpoint"])))
 
     def _spawned(self, member: Member, generation: float, process: Child, endpoint: str) -> None:
         if member.started_s != generation or member.process is not process:

@@ -31,7 +31,7 @@ _SMALL_BYTES = 2048
 """An array of so few bytes is copied faster than a slot is found."""
 _PEER = "peer:"
 """In place of an endpoint: the connection over which a sender came."""
-_CONNECT_S = 0.5
+_CONNECT_S = 3.0
 """For the first message to a peer, which listens already when its endpoint is told."""
 _numbers = itertools.count()
 
@@ -112,7 +112,8 @@ class Mail:
             outbox = self._outboxes.get(endpoint)
             if outbox is None or endpoint in self._new:
                 outbox = self.reach(endpoint)
-                outbox.ready(time.monotonic() + _CONNECT_S)
+                if endpoint.startswith("tcp:"):
+                    outbox.ready(time.monotonic() + _CONNECT_S)
                 self._new.discard(endpoint)
             outbox.send(message)
         except (TransportError, Overloaded, Closed) as error:
@@ -129,7 +130,8 @@ class Mail:
 
     def _connected(self, endpoint: str) -> Outbox:
         if not endpoint.startswith("tcp:") or self._keyring is None:
-            return Outbox(endpoint)
+            # The path of an executor that was started here is its own for ever; others connect again by themselves.
+            return Outbox(endpoint, patient=True)
         own = self._keyring.own()
         return Outbox(endpoint, keys=own, server_key=self._keys.get(endpoint, own.public))
 

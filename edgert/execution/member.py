@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from edgert.devices.backend import Source
+from edgert.execution.executor import Executor
 from edgert.execution.limits import Limits
 from edgert.machine import Device
 from edgert.profile import Target
 from edgert.transport.child import Child
 from edgert.transport.messages import Heartbeat
 
-SERVICE = "edgert.execution.executor:Hosted"
 Transport: TypeAlias = Literal["ipc", "tcp", "inproc"]
 State: TypeAlias = Literal["starting", "up", "down", "closed"]
 
@@ -36,10 +36,6 @@ class Place:
     """Where one listens that somebody else started; '' for one to spawn."""
     key: str = ""
     """Its public key, where the endpoint is tcp; '' for this machine's own."""
-    transport: Transport = "ipc"
-    """Of one to spawn; `inproc` is a thread of this process."""
-    service: str = SERVICE
-    """Of one to spawn: what its child runs."""
 
     def __str__(self) -> str:
         cores = f" on cores {','.join(map(str, self.cores))}" if self.cores else ""
@@ -111,6 +107,8 @@ class Member:
     limits: Limits
     state: State = "down"
     process: Child | None = None
+    thread: Executor | None = None
+    """In place of a process, where the transport is inproc."""
     endpoint: str = ""
     life: int = 0
     pid: int = 0
@@ -176,6 +174,10 @@ def _is_stopped(pid: int) -> bool:
 def kill(member: Member) -> Callable[[], None] | None:
     """SIGKILL it at once, and return what is left to do: reaping and closing, in a thread that may wait."""
     process, member.process = member.process, None
+    if member.thread is not None:
+        # A thread cannot be killed: one that hangs is left behind, and what it still sends is thrown away.
+        member.thread.drain()
+        member.thread = None
     if process is None:
         return None
     with contextlib.suppress(ProcessLookupError):

@@ -117,9 +117,15 @@ class Ladder:
         """These members may answer on that way."""
         way.trusted |= {(index, member.life) for index, member in enumerate(chosen)}
 
-    def gave_up(self, way: Way, member: Member) -> None:
-        """A trial ended without a verdict."""
-        self._trying.discard((self.ways.index(way), member.life))
+    def untrusted(self, way: Way, chosen: Sequence[Member]) -> list[Member]:
+        """Those of a route that may not answer yet; each once."""
+        doubted = [member for index, member in enumerate(chosen) if (index, member.life) not in way.trusted]
+        return list(dict.fromkeys(doubted))
+
+    def gave_up(self, way: Way, chosen: Sequence[Member]) -> None:
+        """A trial ended without a verdict, or with a bad one: what has not failed is tried again."""
+        number = self.ways.index(way)
+        self._trying -= {(number, member.life) for member in chosen}
 
     def doubt(self, way: Way, chosen: Sequence[Member], reason: str) -> None:
         """A way failed on a request that another way could answer: try its members before they answer again."""

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from edgert import errors
-from edgert.errors import DeadlineExceeded, DeviceLost, EdgertError, Garbage, Overloaded
+from edgert.errors import ChildTimeout, DeadlineExceeded, DeviceLost, EdgertError, Garbage, Overloaded
 from edgert.execution import fleet as fleets
 from edgert.execution.checks import check_values
 from edgert.execution.events import EventKind, Events
@@ -245,7 +245,8 @@ class StagedPipeline:
 
         def check() -> None:
             if flight.stand == "flying" and flight.attempt == attempt:
-                self._again(flight, f"no answer came within {limit_s:.1f} s")
+                words = f"no answer came within {limit_s:.1f} s, and no executor complains."
+                self._again(flight, words, ChildTimeout(words, "", timeout_s=limit_s))
 
         self._fleet.after(limit_s, check)
 
@@ -323,9 +324,29 @@ class StagedPipeline:
             self._expire(flight)
             return
         if isinstance(error, Garbage):
-            self._distrust(answer.segment, error.message, flight)
+            self._distrust(self._maker(flight, answer.segment, error), error.message, flight)
             return
-        self._again(flight, f"{flight.way.name if flight.way else ''} failed: {error.message}", error)
+        assert flight.way is not None  # it flies
+        if flight.trial is not None:
+            # The trial was for one member, and another one on its route failed: that one is to blame.
+            index = flight.way.index(answer.segment)
+            flight.trial = flight.trial if index is None else flight.chosen[index]
+        self._again(flight, f"{flight.way.name} failed: {error.message}", error)
+
+    def _maker(self, flight: Flight, segment: str, error: Garbage) -> str:
+        """Which segment made a value that cannot be an answer."""
+        way = flight.way
+        if way is None or not getattr(error, "read", False):
+            return segment
+        for index, stage in enumerate(way.stages):
+            for sink, names in stage.feeds:
+                if way.wanted[sink].order.name == segment and error.value in names:
+                    return way.wanted[index].order.name
+        return segment
+
+    def garbled(self, segment: str, reason: str) -> None:
+        """See `fleet.Customer`."""
+        self._distrust(segment, reason)
 
     def _again(self, flight: Flight, reason: str, error: EdgertError | None = None) -> None:
         """Run a request on the next way that can, under the next attempt."""
@@ -334,7 +355,7 @@ class StagedPipeline:
         if flight.trial is not None:
             self._end(flight)
             if way is not None:
-                self._ladder.gave_up(way, flight.trial)
+                self._ladder.gave_up(way, chosen)
             if error is not None:
                 self._fleet.fault(flight.trial, "refused", f"the trial failed: {reason}")
             return
@@ -486,13 +507,12 @@ class StagedPipeline:
         return True
 
     def _judge(self, flight: Flight, way: Way, outputs: Mapping[str, Data], chosen: Sequence[Member]) -> None:
-        member = flight.trial
-        assert member is not None  # this is about a trial
         wrong = self._witness.judge(outputs, way.targets)
         self._end(flight)
         if wrong:
-            self._ladder.gave_up(way, member)
-            self._fleet.fault(member, "garbage", f"the trial gave wrong numbers: {wrong}")
+            self._ladder.gave_up(way, chosen)
+            for doubted in self._ladder.untrusted(way, chosen):
+                self._fleet.fault(doubted, "garbage", f"the trial gave wrong numbers: {wrong}")
         else:
             self._ladder.passed(way, chosen)
             self._settle()

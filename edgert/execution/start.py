@@ -16,7 +16,7 @@ from edgert.errors import EdgertError
 from edgert.execution import fleet as fleets
 from edgert.execution.fleet import Fleet
 from edgert.execution.limits import Limits
-from edgert.execution.member import Order, Place, Transport
+from edgert.execution.member import Order, Place
 from edgert.execution.pipeline import Isolation, Pipeline, verified_targets
 from edgert.execution.reserve import Reserve
 from edgert.execution.routes import Stage, stages
@@ -37,7 +37,6 @@ _SLACK = 4.0
 def start(
     plan: Plan, source: Source, machine: Machine, cache: Path | None = None, isolation: Isolation = "auto",
     *, parts: Parts | None = None, limits: Limits | None = None, fleet: Fleet | None = None,
-    transport: Transport = "ipc",
 ) -> Running:  # fmt: skip
     """A plan made ready.
 
@@ -50,14 +49,13 @@ def start(
         parts: the segments' files, where they are there already; else they are cut from the model.
         limits: for executors; else the defaults.
         fleet: whose executors to use; else those of this process. It is given back by `close`.
-        transport: over which executors that are spawned are reached.
 
     Raises:
         DeviceLost: neither the plan's targets nor any fallback prepares; with each one's reason.
     """
     if not wants_executors(plan, isolation):
         return Pipeline(plan, source, machine, cache, isolation, parts=parts)
-    build = _Build(plan, source, machine, cache, parts=parts, transport=transport)
+    build = _Build(plan, source, machine, cache, parts=parts)
     users = fleet or (fleets.shared() if limits is None else Fleet(limits))
     try:
         return build.start(users)
@@ -85,17 +83,15 @@ def is_cpu(target: Target) -> bool:
 class _Build:
     """What `start` gathers for a `StagedPipeline`."""
 
-    def __init__(  # noqa: PLR0917 - as `start`, its one caller
+    def __init__(
         self,
         plan: Plan,
         source: Source,
         machine: Machine,
         cache: Path | None,
         parts: Parts | None,
-        transport: Transport,
     ) -> None:
         self.plan, self.source, self.machine, self.cache, self.parts = plan, source, machine, cache, parts
-        self.transport = transport
         self.name = f"{source.path.name}.{os.getpid()}.{next(_numbers)}"
         self._temporary: TemporaryDirectory[str] | None = None
 
@@ -156,7 +152,6 @@ class _Build:
             cores,
             device.attributes.get("executor", ""),
             device.attributes.get("executor_key", ""),
-            self.transport,
         ), device
 
     def _order(self, number: str, source: Source, target: Target, measured_s: float) -> Order:

@@ -276,7 +276,7 @@ class Outbox(_Port):
 
     def __init__(
         self, endpoint: str, *, keys: KeyPair | None = None, server_key: str = "",
-        queue: int = QUEUE, max_message_bytes: int = MAX_MESSAGE_BYTES,
+        queue: int = QUEUE, max_message_bytes: int = MAX_MESSAGE_BYTES, patient: bool = False,
     ) -> None:  # fmt: skip
         """Start to connect; returns at once.
 
@@ -286,6 +286,8 @@ class Outbox(_Port):
             server_key: public key of the other machine, for tcp.
             queue: messages that may wait.
             max_message_bytes: as of `Inbox`.
+            patient: keep what is sent before the connection is there, instead of refusing it. Only for an endpoint
+                where nobody else will ever listen, since a successor would get it.
 
         Raises:
             EndpointError: it is malformed.
@@ -295,7 +297,7 @@ class Outbox(_Port):
         self.endpoint = str(where)
         with ExitStack() as start:
             super().__init__(_context(), zmq.DEALER, (queue, max_message_bytes), start)
-            self._socket.immediate = True  # what is queued for a dead peer must not reach its successor
+            self._socket.immediate = not patient  # what is queued for a dead peer must not reach its successor
             self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 20, 1000
             if where.scheme == "tcp":
                 if keys is None:
