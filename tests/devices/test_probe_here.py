@@ -72,6 +72,12 @@ def test_the_software_npu_counts_right_through_qnn(machine):
     assert way(machine, "npu:0", "onnxruntime", "qnn").health == "ok"
 
 
+def test_every_device_that_counts_right_is_linked_with_the_cpu_both_ways(machine):
+    good = {reach.device for reach in machine.reaches if reach.health == "ok" and not reach.device.startswith("cpu")}
+    assert {link.sink for link in machine.links if link.source == "cpu:0"} == good
+    assert {link.source for link in machine.links if link.sink == "cpu:0"} == good
+
+
 def test_another_process_reads_it_from_the_cache_without_loading_a_backend(machine, cache):
     code = (
         "import sys, pathlib; from edgert.devices.probe import probe; "
