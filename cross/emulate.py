@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from cross.board import Board, overlay, write
 
 GUEST = sysroot.HERE / "guest"
 TIMEOUT_S = 1500.0
-"""For one command; emulation is ten to twenty times slower than a board's own neighbour on a desk."""
+"""For one command; emulation is ten to twenty times slower than the machine that it runs on."""
 
 
 class GuestFailed(AssertionError):
@@ -78,8 +78,4 @@ class Emulated:
 
 
 def _tail(text: str, lines: int = 30) -> str:
-    return "\n".join(_lines(text)[-lines:])
-
-
-def _lines(text: str) -> Sequence[str]:
-    return text.splitlines()
+    return "\n".join(text.splitlines()[-lines:])
