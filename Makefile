@@ -25,7 +25,7 @@ TFLITE_RUNTIME_TESTS := tests/packaging/test_environments.py \
   $(patsubst %,tests/test_%.py,errors graph machine plan profile store transforms)
 
 .PHONY: help setup demo test lint tests test-py313 test-tflite-runtime test-numpy-low suite fuzz cuts solvers bench \
-  software-devices test-cross icount lock clean clean-cache
+  software-devices test-cross test-systemd deb icount lock clean clean-cache
 
 help: ## list the targets
 	@echo "edgert: what make can do"
@@ -101,6 +101,17 @@ test-cross: setup ## edgert on emulated Raspberry Pis and others; BOARDS=pi4 for
 	@EDGERT_BOARDS=1 EDGERT_BOARDS_RESULTS=$(CACHE)/boards/results.jsonl $(BIN)/python -m pytest -n 2 --dist loadgroup \
 	  --timeout 3000 $(PYTEST_ARGS) $(if $(BOARDS),-k "$(BOARDS)") tests/cross
 	@$(if $(DOC),$(BIN)/python -m cross.table $(CACHE)/boards/results.jsonl,:)
+
+deb: setup ## Debian packages for arm64, armhf and amd64 in dist/deb; ARCH=arm64 for one
+	@echo "== Debian packages"
+	@$(BIN)/python cross/deb/build.py --out dist/deb --cache $(CACHE)/deb $(foreach arch,$(ARCH),--architecture $(arch))
+
+test-systemd: setup ## the Debian package under a real systemd, booted in a container (root)
+	@echo "== systemd"
+	@rm -rf $(CACHE)/deb-made
+	@$(BIN)/python cross/deb/build.py --out $(CACHE)/deb-made --cache $(CACHE)/deb
+	@EDGERT_SYSTEMD=1 EDGERT_DEBS=$(CACHE)/deb-made $(BIN)/python -m pytest -s --timeout 900 $(PYTEST_ARGS) \
+	  tests/system/test_deb.py tests/system/test_systemd.py tests/system/test_howto.py
 
 icount: setup ## guest instructions per inference against the committed table; WRITE=1 writes it
 	@echo "== instruction counts"

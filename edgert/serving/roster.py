@@ -49,6 +49,8 @@ class ModelState:
     """`Plan.id` of the version that answers."""
     targets: tuple[str, ...] = ()
     """Of that plan."""
+    fallbacks: tuple[str, ...] = ()
+    """Of that plan; none until the search in the background is over, where it was not measured first."""
     error: Mapping[str, Any] | None = None
     """`errors.to_json` of why the file in the folder does not answer."""
     unproven: str = ""
@@ -326,9 +328,9 @@ def _state(name: str, entry: _Entry) -> ModelState:
         plan = active.model.plan
     except Closed:  # it is being replaced
         return ModelState(name, "loading", file, error=told, notes=entry.notes)
-    targets = tuple(map(str, plan.targets))
+    targets, fallbacks = tuple(map(str, plan.targets)), tuple(map(str, plan.fallbacks))
     return ModelState(
-        name, condition, file, active.version.number, plan.id, targets, told, active.unproven, entry.notes
+        name, condition, file, active.version.number, plan.id, targets, fallbacks, told, active.unproven, entry.notes
     )
 
 

@@ -1,6 +1,6 @@
 """The Debian package under a real systemd: `make test-systemd` builds it, boots a container and runs these.
 
-EDGERT_DEB=/path/to.deb takes that package instead of building one.
+EDGERT_DEBS names the folder of the packages (`make deb`).
 
 Figures that are printed are times of this machine; no test judges them.
 """
@@ -43,7 +43,7 @@ def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("share")
     folder.chmod(0o755)
     package = folder / "old.deb"
-    shutil.copy(os.environ.get("EDGERT_DEB") or build(folder), package)
+    shutil.copy(package_of("amd64"), package)
     raise_version(package, folder / "new.deb")
     shutil.copy(HERE / "inside_container.py", folder)
     shutil.copytree(HERE / "faults", folder / "faults")
@@ -52,12 +52,9 @@ def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build(folder: Path) -> Path:
-    """The package of this checkout for this machine."""
-    command = [sys.executable, ROOT / "cross/deb/build.py", "--architecture", "amd64", "--cache", CACHE / "deb"]
-    made = subprocess.run([*command, "--out", folder / "made"], capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    return next((folder / "made").glob("*.deb"))
+def package_of(architecture: str) -> Path:
+    """The package that is to be tried."""
+    return next(Path(os.environ["EDGERT_DEBS"]).glob(f"edgert_*_{architecture}.deb"))
 
 
 def raise_version(package: Path, to: Path) -> None:
@@ -108,6 +105,13 @@ def ask(box: Container, *what: str) -> dict[str, Any]:
     return dict(json.loads(box.run(*INSIDE, *what).stdout.splitlines()[-1]))
 
 
+def answer(box: Container) -> dict[str, Any]:
+    """One answered request for the model."""
+    got = ask(box, "ask", "digits")
+    assert "receipt" in got, got
+    return got
+
+
 def until_answered(box: Container) -> dict[str, Any]:
     return ask(box, "until", "digits")
 
@@ -147,7 +151,7 @@ def test_installing_starts_the_daemon_which_waits_for_models(fresh: Container, b
 
 
 def test_a_model_in_the_folder_is_answered_for(box: Container) -> None:
-    got = ask(box, "ask", "digits")
+    got = answer(box)
     assert got["receipt"]["targets"][0].startswith("litert@cpu:0/i8")
     assert [len(row) for row in got["outputs"]["probabilities"]] == [10]
 
@@ -225,9 +229,10 @@ def test_a_model_that_hangs_has_the_watchdog_restart_the_daemon(box: Container) 
 
 
 def test_a_lost_device_degrades_and_nothing_is_restarted(box: Container) -> None:
-    pid, before = main_pid(box), ask(box, "ask", "digits")
+    wait_for("a measured plan", lambda: digits(box).get("fallbacks"))
+    pid, before = main_pid(box), answer(box)
     box.run("touch", f"{FAULTS}/lost")
-    after = ask(box, "ask", "digits")
+    after = answer(box)
     assert (before["receipt"]["degraded"], after["receipt"]["degraded"]) == (False, True)
     assert "device is gone" in after["receipt"]["reason"]
     assert after["outputs"] == before["outputs"]
@@ -255,16 +260,16 @@ def test_stopping_answers_the_requests_in_flight(box: Container, share: Path) ->
 
 
 def test_a_new_file_is_taken_up_and_a_broken_one_leaves_the_old_answering(box: Container) -> None:
-    before = ask(box, "ask", "digits")
+    before = answer(box)
     box.run("sh", "-c", "head -c 1500 /share/digits_f32.tflite >/var/lib/edgert/models/digits.tflite")
     state = wait_for("the refusal", lambda: digits(box) if digits(box)["error"] else None)
     assert (state["condition"], state["version"]) == ("stale", 1)
-    assert ask(box, "ask", "digits")["outputs"] == before["outputs"]
+    assert answer(box)["outputs"] == before["outputs"]
     box.run("systemctl", "kill", "-s", "KILL", "edgert")  # nor does a power cut bring it up
     assert until_answered(box)["outputs"] == before["outputs"]
     box.run("cp", "/share/digits_f32.tflite", "/var/lib/edgert/models/digits.tflite")
     wait_for("version 2", lambda: digits(box)["version"] == 2)
-    assert ask(box, "ask", "digits")["receipt"]["targets"][0].startswith("litert@cpu:0/f32")
+    assert answer(box)["receipt"]["targets"][0].startswith("litert@cpu:0/f32")
 
 
 def digits(box: Container) -> dict[str, Any]:
