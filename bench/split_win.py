@@ -5,9 +5,11 @@
     string    a convolutional body and a string op that OpenVINO refuses, bf16 allowed      >= 2
     double    a convolutional body and determinants of float64 matrices, which neither
               ONNX Runtime nor OpenVINO takes: the whole runs on onnx's evaluator alone     >= 5
+    flow      the same, many requests in flight, against the best plan of whole instances  >= 5
 
 Each ratio is the time of `Model.run` on the best target that takes the whole model over that of the plan that edgert
-made, in the same rounds; a plan that is no split has the ratio 1.
+made, in the same rounds; of `flow` that of `Model.submit` between the ends of requests. A plan that is no split has the
+ratio 1.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgert
 from edgert.formats import open_model
+from edgert.plan import Objective
 from edgert.race import Entry, paired_ratio, play_round
 from edgert.samples import synthesise
 
@@ -131,24 +134,46 @@ class Runs:
         return times
 
 
-CASES = {  # name -> how to make the model, precision that is allowed, least ratio
-    "string": (string_model, "any", 2.0),
-    "double": (double_model, "own", 5.0),
+class Flows:
+    """`Model.submit` as a contender, with several requests in flight."""
+
+    def __init__(self, model: edgert.Model, feed: Mapping[str, Any]) -> None:
+        self._model, self._feed = model, feed
+
+    def visit(self, calls: int, at_most_s: float) -> list[float]:
+        """See `edgert.race.Contender`; one figure, the time between two answers."""
+        count = max(2 * len(self._model.plan.instances), calls)
+        started_s = time.perf_counter()
+        for future in [self._model.submit(self._feed) for _ in range(count)]:
+            future.result()
+        return [(time.perf_counter() - started_s) / count]
+
+
+CASES: Mapping[str, tuple[Callable[[Path], Path], str, float, Objective]] = {
+    # name -> how to make the model, precision that is allowed, least ratio, objective
+    "string": (string_model, "any", 2.0, "latency"),
+    "double": (double_model, "own", 5.0, "latency"),
+    "flow": (double_model, "own", 5.0, "throughput"),
 }
 
 
 def measure(name: str, rounds: int, budget_s: float, folder: Path) -> Win:
     """Plan a model, then race the plan against every target that takes the whole; the one that loses least counts."""
-    make, precision, limit = CASES[name]
+    make, precision, limit, objective = CASES[name]
+    contender = Runs if objective == "latency" else Flows
     path, cache = make(folder / f"{name}.onnx"), folder / "cache"
     (feed,) = synthesise(open_model(path).graph, count=1)
     with ExitStack() as stack:
-        split = stack.enter_context(edgert.load(path, precision=precision, budget_s=budget_s, cache_dir=cache))
-        entries = [Entry("split", "edgert", Runs(split, feed))]
+        split = stack.enter_context(
+            edgert.load(path, precision=precision, budget_s=budget_s, cache_dir=cache, objective=objective)
+        )
+        entries = [Entry("split", "edgert", contender(split, feed))]
         for row in split.plan.candidates:
             if row.outcome in ("ok", "slow"):
-                whole = edgert.load(path, precision=precision, targets=[str(row.target)], cache_dir=cache)
-                entries.append(Entry(str(row.target), "baseline", Runs(stack.enter_context(whole), feed)))
+                whole = edgert.load(
+                    path, precision=precision, targets=[str(row.target)], cache_dir=cache, objective=objective
+                )
+                entries.append(Entry(str(row.target), "baseline", contender(stack.enter_context(whole), feed)))
         rng = random.Random(0)
         for _ in range(rounds):
             play_round(entries, rng)

@@ -79,8 +79,12 @@ def consider(plan: Plan, setting: Setting) -> Plan:
         workshop.parts.prune(better.segments if len(better.segments) > 1 else ())
     if len(better.segments) > 1 and file is not setting.work.file:
         better = replace(better, tidied=file.digest)
-    blocks = entries(better, workshop, found) if workshop.asked or workshop.answers else ()
-    return replace(better, blocks=blocks, notes=(*better.notes, *([note] if note else []), *workshop.notes))
+    return replace(
+        better,
+        blocks=entries(better, workshop, found) if workshop.answers else (),
+        notes=(*better.notes, *([note] if note else []), *workshop.notes),
+        complete=better.complete and not workshop.hurried,
+    )
 
 
 class _Quiet(EdgertError):
@@ -219,6 +223,7 @@ def _proposals(workshop: Workshop, entrants: Field, setting: Setting, found: lis
             made += by_cost(workshop, costs, links)
         else:
             workshop.note("the time was over before every block was measured: splits are by what targets take alone")
+    workshop.hurried = not workshop.in_time
     return sorted(dict.fromkeys(made), key=lambda proposal: proposal.predicted_s)[:_MOST_RACED]
 
 

@@ -76,6 +76,8 @@ class Workshop:
     """(target, numbers of blocks) -> what they took there as one piece: tells what calling a piece costs in itself."""
     calls: dict[Target, float] = field(default_factory=dict)
     """What calling a piece costs there in itself, once the blocks were timed."""
+    hurried: bool = False
+    """Whether the time was over before all was asked: with more of it there may be a better plan."""
     asked: int = 0
     """How many answers were asked of a backend, not remembered."""
     _saved_s: float = 0.0

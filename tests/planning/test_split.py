@@ -43,7 +43,7 @@ def expected(load, path, feed):
 def test_an_op_that_the_fast_one_refuses_is_carried_by_another(load, model, feed):
     split = load(model, "swift", "crawls", "reference")
     result = split.run(feed)
-    assert backends(split.plan)[0] == backends(split.plan)[-1] == "swift"
+    assert backends(split.plan)[0] == backends(split.plan)[-1] == "swift", split.plan.explain()
     assert set(backends(split.plan)) == {"swift", "crawls"} or set(backends(split.plan)) == {"swift", "reference"}
     assert result.receipt.targets == split.plan.targets
     assert result.receipt.verified
@@ -117,6 +117,15 @@ def test_segments_of_another_device_run_in_its_child_over_a_measured_link(machin
     (links,) = [read_json(path)["links"] for path in (tmp_path / "cache" / "links").iterdir()]
     assert {(link["source"], link["sink"]) for link in links} == {("cpu:0", "gpu:0"), ("gpu:0", "cpu:0")}
     assert all(link["latency_s"] > 0 and link["bandwidth_bytes_per_s"] > 0 for link in links)
+
+
+def test_a_plan_that_was_made_in_a_hurry_is_made_anew_with_more_time(load, model, monkeypatch):
+    monkeypatch.setattr(Workshop, "in_time", False)
+    hurried = load(model, "swift", "crawls")
+    assert not hurried.plan.complete
+    monkeypatch.undo()
+    assert load(model, "swift", "crawls").plan == hurried.plan  # not with as much again
+    assert load(model, "swift", "crawls", budget_s=25).plan.complete
 
 
 def test_a_split_that_does_not_pay_is_not_made(load, model, feed):

@@ -29,7 +29,7 @@ def answers_right(load, path, split):
 
 def test_two_equal_devices_get_half_each(load, machine_of, model):
     machine = machine_of("crawls", "crawls@gpu:0", devices=(GPU,))
-    split = load(model, machine=machine, objective="throughput", budget_s=8)
+    split = load(model, machine=machine, objective="throughput")
     plan = split.plan
     assert {target.device for target in plan.targets} == {"cpu:0", "gpu:0"}, plan.explain()
     blocks = {"cpu:0": 0, "gpu:0": 0}
@@ -50,6 +50,6 @@ def test_an_op_that_the_fast_one_refuses_is_carried_by_another(load, model):
 
 def test_a_device_that_is_much_slower_gets_nothing(load, machine_of, model):
     machine = machine_of("crawls", "trudges@gpu:0", devices=(GPU,))
-    plan = load(model, machine=machine, objective="throughput", budget_s=12).plan
+    plan = load(model, machine=machine, objective="throughput").plan
     assert [target.backend for target in plan.targets] == ["crawls"]
     assert any("don't split" in note for note in plan.notes), plan.explain()
