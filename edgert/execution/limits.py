@@ -41,6 +41,9 @@ class Limits:
     witness_bytes: int = 64 << 20
     """The inputs and outputs of one request are kept to test a device that comes back, if they are no larger."""
 
+    shadow: float = 0.001
+    """Share of the requests that are run again on the last resort, in idle time, to see whether numbers drift."""
+
     def hang_s(self, measured_s: float) -> float:
         """When a run that was measured at `measured_s` counts as hung."""
         return max(self.fewest_hang_s, self.hang_factor * measured_s)

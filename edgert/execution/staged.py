@@ -28,6 +28,7 @@ from edgert.execution.member import Member
 from edgert.execution.pipeline import Made
 from edgert.execution.recovery import Ladder
 from edgert.execution.reserve import Reserve
+from edgert.execution.shadow import Drift, Shadow
 from edgert.execution.trial import Witness
 from edgert.execution.ways import Way, reaches
 from edgert.plan import Plan
@@ -48,6 +49,7 @@ class StagedPipeline:
     def __init__(
         self, plan: Plan, fleet: Fleet, ways: Sequence[Way], reserve: Reserve, *, name: str, witness: Witness,
         verified: frozenset[Target], refusals: Sequence[str] = (), release: Callable[[], None] = lambda: None,
+        drifted: Callable[[Drift], None] = lambda _drift: None,
     ) -> None:  # fmt: skip
         """Order the plan's segments, and wait until it is known which way answers.
 
@@ -61,13 +63,15 @@ class StagedPipeline:
             verified: targets whose numbers a reference confirmed.
             refusals: why ways of the plan are not among these.
             release: called once all is closed.
+            drifted: told of wrong numbers, in a thread that may take its time.
 
         Raises:
             DeviceLost: no way prepares and there is no reserve; with each one's reason.
         """
         self.plan, self.name, self.verified, self.limits = plan, name, verified, fleet.limits
         self._fleet, self._reserve, self._witness = fleet, reserve, witness
-        self._release, self._refusals = release, tuple(refusals)
+        self._release, self._drifted = release, drifted
+        self._shadow = Shadow(reserve, witness, fleet.limits.shadow)
         self._ladder = Ladder(fleet, ways, name, self._try, refusals)
         self._waiting: list[tuple[int, int, Flight]] = []
         self._count = itertools.count()
@@ -312,7 +316,10 @@ class StagedPipeline:
         self._witness.keep(flight.inputs, outputs, primary=way.own)
         self._doubt(flight)
         reason = "; ".join(filter(None, (self._ladder.why(way), *flight.reasons)))
-        self._resolve(flight, Made(outputs, way.targets, reason))
+        made = Made(outputs, way.targets, reason)
+        if not self._waiting:
+            self._shadow.watch(flight.inputs, made, self._fleet.post, lambda drift: self._bar(way, drift))
+        self._resolve(flight, made)
 
     def failed(self, answer: Failed) -> None:
         """See `fleet.Customer`."""
@@ -495,6 +502,16 @@ class StagedPipeline:
         for way, chosen, error in flight.errors:
             self._ladder.doubt(way, chosen, f"{way.name} failed: {error.message}")
         flight.errors.clear()
+
+    def _bar(self, way: Way, drift: Drift) -> None:
+        """Wrong numbers while serving: leave that way for good, and say so."""
+        if way.barred:
+            return
+        self._fleet.events.add("drift", f"{way.name}: {drift.reason}", model=self.name)
+        self._ladder.bar(way, f"{way.name} gave wrong numbers: {drift.reason}")
+        for flight in [each for each in self._flights.values() if each.way is way]:
+            self._again(flight, f"{way.name} gave wrong numbers")
+        self._fleet.apart(lambda: self._drifted(drift))
 
     def _try(self, way: Way, member: Member) -> bool:
         """Start a trial on the kept request; False when none is kept."""

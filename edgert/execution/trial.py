@@ -46,8 +46,15 @@ class Witness:
         self._primary = primary
         if _size_bytes(inputs) + _size_bytes(outputs) > self._most_bytes:
             return
-        self.inputs, self._outputs = copy.deepcopy(dict(inputs)), copy.deepcopy(dict(outputs))
+        self.inputs, self._outputs = self.copies(inputs, outputs)
         self._keeps_sizes = _keeps(outputs, self._declared)
+
+    @staticmethod
+    def copies(
+        inputs: Mapping[str, Data], outputs: Mapping[str, Data]
+    ) -> tuple[Mapping[str, Data], Mapping[str, Data]]:
+        """Of both, which no caller can change."""
+        return copy.deepcopy(dict(inputs)), copy.deepcopy(dict(outputs))
 
     @property
     def keeps_sizes(self) -> bool:

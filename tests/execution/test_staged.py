@@ -263,3 +263,23 @@ def test_arrays_of_a_result_are_never_overwritten(begin):
     assert np.array_equal(first, kept)
     first[...] = 0
     assert np.array_equal(second, 2 * (many + 1) + 1)
+
+
+def test_numbers_that_drift_are_seen_and_their_target_is_left(begin, x, happens):
+    often = Limits(fewest_hang_s=5.0, lapse_s=5.0, shadow=1.0)
+    pipeline = begin("off_by_one_percent@gpu:0", "onnxruntime", limits=often)
+    wrong = pipeline.run({"x": x})
+    assert wrong.target == target("off_by_one_percent@gpu:0")
+    seen = happens(pipeline, "drift")
+    assert "off by" in seen.detail or "range" in seen.detail
+    made = pipeline.run({"x": x})
+    assert np.array_equal(made.outputs["y"], 2 * x + 1)
+    assert (made.target, "wrong numbers" in made.reason) == (target("onnxruntime"), True)
+
+
+def test_right_numbers_do_not_drift(begin, x):
+    pipeline = begin("right@gpu:0", "onnxruntime", limits=Limits(fewest_hang_s=5.0, lapse_s=5.0, shadow=1.0))
+    for number in range(50):
+        assert pipeline.run({"x": x + number}).target == target("right@gpu:0")
+    assert pipeline._shadow.checked
+    assert "drift" not in {event.kind for event in pipeline.events()}
