@@ -19,6 +19,7 @@ from edgert.errors import ModelCorrupt, ModelNotFound, OptionError
 _BLOCK_BYTES = 1 << 24
 _COPIED_BYTES = 1 << 20
 _KERNEL_BYTES = 1 << 28
+_LARGE_BYTES = 1 << 26
 
 
 def map_file(path: Path) -> memoryview:
@@ -86,6 +87,14 @@ def sha256(data: memoryview) -> str:
         digest.update(data[start : start + _BLOCK_BYTES])
         _let_go(data, start, _BLOCK_BYTES)
     return digest.hexdigest()
+
+
+def rest(data: memoryview) -> None:
+    """Let go of the pages of a large mapped file that were looked at. Where the kernel maps pieces of megabytes at once,
+    a look at every table of a file brings much of the file along.
+    """
+    if len(data) >= _LARGE_BYTES:
+        _let_go(data, 0, len(data))
 
 
 def _let_go(data: memoryview, start: int, size: int) -> None:

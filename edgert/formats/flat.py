@@ -19,8 +19,11 @@ from typing import Any
 import numpy as np
 
 from edgert.errors import MissingPackage, ModelCorrupt
+from edgert.formats.files import rest
 from edgert.tensor import Array
 
+_TABLES_AT_ONCE = 32
+"""Of a large file, before their pages are let go."""
 _EXTERNAL_GROUPS = 8
 """Index of `external_buffer_groups` among the fields of the schema's table Model."""
 
@@ -88,6 +91,7 @@ class Reader:
         self.path = path
         self.data = data
         self._left = len(data)
+        self._looked = 0
 
     def corrupt(self, what: str) -> ModelCorrupt:
         """The error that says what is wrong with the file."""
@@ -116,6 +120,9 @@ class Reader:
         return found
 
     def _check_table(self, table: Any, name: str) -> None:
+        self._looked += 1
+        if self._looked % _TABLES_AT_ONCE == 0:
+            rest(self.data)
         position = table._tab.Pos if table is not None else -1
         if not 0 <= position <= len(self.data) - 4:
             raise self.corrupt(f"an entry of {name} lies outside the file")

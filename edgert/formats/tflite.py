@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgert.errors import ModelUnsupported
-from edgert.formats.files import beside, digest_with, map_file, sha256, unique_names
+from edgert.formats.files import beside, digest_with, map_file, rest, sha256, unique_names
 from edgert.formats.flat import Reader, external_buffer, has_external_buffers, schema, trusting
 from edgert.formats.tflite_sparse import read_sparse, read_sparsity
 from edgert.formats.tflite_tensors import read_constant
@@ -84,6 +84,7 @@ def open_tflite(path: Path, data: memoryview) -> TfliteFile:
         reader = _Tflite(path, data, model)
         main = reader.signature_list[0][1].subgraph if reader.signature_list else 0
         body = reader.body(main)
+    rest(data)
     return TfliteFile(path, body.graph, data, main, body.operators, body.tensors)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgert.errors import ModelUnsupported
 from edgert.formats.cut import Cut, cut
-from edgert.formats.files import beside, copy_view, map_file, replacing
+from edgert.formats.files import beside, copy_view, map_file, replacing, rest
 from edgert.formats.flat import has_external_buffers, schema, trusting
 from edgert.graph import Graph
 
@@ -40,7 +40,9 @@ def write_nodes(
         _check_types(source, part)
         with trusting(source.path):
             model = _part(source, schema().ModelT.InitFromPackedBuf(source.data), part)
+            rest(source.data)
             _write_lean(model, source, path)
+            rest(source.data)
         return part.inputs, part.outputs
     if part.whole:
         content: bytes | bytearray | memoryview = _whole(source)
