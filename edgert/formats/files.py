@@ -90,7 +90,7 @@ def sha256(data: memoryview) -> str:
 
 
 def rest(data: memoryview) -> None:
-    """Let go of the pages of a large mapped file that were looked at. Where the kernel maps pieces of megabytes at once,
+    """Let go of the pages of a large mapped file that were looked at. Where the kernel maps megabytes at once,
     a look at every table of a file brings much of the file along.
     """
     if len(data) >= _LARGE_BYTES:
