@@ -21,7 +21,7 @@ what its child process did. out of memory: it wanted more than the box has. slow
 behind. untried: the budget ran out."""
 
 _TARGET = re.compile(
-    r"(?P<backend>[a-z0-9_.-]+)(\+(?P<variant>[a-z0-9_.-]+))?@(?P<device>[a-z]+:\d+)/(?P<precision>[a-z0-9]+)"
+    r"(?P<backend>[a-z0-9_.-]+)(\+(?P<variant>[a-z0-9_.-]+))?@(?P<device>([a-z][a-z0-9-]*\.)?[a-z]+:\d+)/(?P<precision>[a-z0-9]+)"
     r"(/(?P<threads>\d+)t)?"
 )
 

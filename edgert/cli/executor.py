@@ -40,11 +40,12 @@ def executor(
 
     root = logging.getLogger()
     root.setLevel(min(root.level, logging.INFO))
-    own = probe().device(device)
+    machine = probe()
+    own = machine.device(device)
     if cores:
         own = replace(own, cores=_numbers(cores))
         own_cores(own.cores)
-    made = Executor(own, Mail.bound(endpoint, group=group), most_waiting=waiting)
+    made = Executor(own, Mail.bound(endpoint, group=group), most_waiting=waiting, reaches=machine.reaches)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: made.drain())
     logging.getLogger(__name__).info("the executor of %s listens at %s", device, made.endpoint)

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -101,9 +101,7 @@ class _Gathering:
 class Executor:
     """Serves one device until told to drain. `serve` is called once, in the thread that shall run the segments."""
 
-    def __init__(
-        self, device: Device, mail: Mail, *, most_waiting: int = 4096, reaches: Sequence[Reach] = ()
-    ) -> None:
+    def __init__(self, device: Device, mail: Mail, *, most_waiting: int = 4096, reaches: Sequence[Reach] = ()) -> None:
         """Args:
         device: that it owns; its `cores` are where it runs.
         mail: its inbox, and what it sends with.
@@ -344,7 +342,7 @@ class Executor:
             return
         self._routes[route] = {leg.segment: leg for leg in legs}
         for endpoint in {send.endpoint for leg in legs for send in leg.sends}:
-            self._mail.reach(endpoint)
+            self._mail.expect(endpoint)
         for work in self._early.pop(route, ()):
             self._gather(work)
 

@@ -18,6 +18,7 @@ from typing import Any
 from edgert.devices import backend
 from edgert.devices.backend import Runnable, Source
 from edgert.devices.host import Host, pin_thread, resident_bytes, source_from_json, source_to_json
+from edgert.devices.far import Far
 from edgert.devices.remote import Remote, RemoteRunnable
 from edgert.errors import EdgertError
 from edgert.execution.segments import Relay, Step
@@ -174,5 +175,5 @@ class _Chain:
             return backend(target.backend).prepare(source, target, device, cache)
         name = f"{target.backend}@{target.device}"
         if name not in self._remotes:
-            self._remotes[name] = Remote(f"executor of {name}")
+            self._remotes[name] = Remote(f"executor of {name}", far=Far.of(device))
         return self._remotes[name].prepare(source, target, device, cache)

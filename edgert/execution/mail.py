@@ -128,6 +128,11 @@ class Mail:
                 self._new.add(endpoint)
             return outbox
 
+    def expect(self, endpoint: str) -> None:
+        """As `reach`, for a reader that may also be one that came by itself, and is connected already."""
+        if not endpoint.startswith(_PEER):
+            self.reach(endpoint)
+
     def _connected(self, endpoint: str) -> Outbox:
         if not endpoint.startswith("tcp:") or self._keyring is None:
             # The path of an executor that was started here is its own for ever; others connect again by themselves.

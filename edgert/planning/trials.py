@@ -84,7 +84,7 @@ class Trials:
         """The child in which a target is tried; it is kept until the end."""
         name = _child_name(target)
         if name not in self._remotes:
-            self._remotes[name] = REMOTES.borrow(name)
+            self._remotes[name] = REMOTES.borrow(name, self.course.machine.device(target.device))
         return self._remotes[name]
 
     def run(self, targets: Sequence[Target], progress: Callable[[Target], None] = lambda _: None) -> list[Trial]:

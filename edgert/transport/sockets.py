@@ -148,9 +148,15 @@ class _Port:
                 if left_s is not None and left_s <= 0:
                     return None
                 ready = self._poll.poll(None if left_s is None else left_s * 1e3)
-                if any(fd == self._wake_read for fd, _ in ready) and _WAKE in os.read(self._wake_read, 4096):
+                if any(fd == self._wake_read for fd, _ in ready) and self._woken():
                     self._check_open()
                     return None
+
+    def _woken(self) -> bool:
+        try:
+            return _WAKE in os.read(self._wake_read, 4096)
+        except OSError as error:  # it was closed under our hands, as the interpreter does at its end
+            raise Closed("the socket was closed.") from error
 
     def _unpacked(self, parts: list[zmq.Frame]) -> Message | None:
         """The message; None, counted, when it is none."""
