@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import edgert
-from edgert.errors import RunFailed
+from edgert.errors import ChildTimeout, RunFailed
 from edgert.execution import controls
 from edgert.execution.controls import Watch
 from edgert.execution.pipeline import Made
@@ -141,6 +141,20 @@ def test_without_a_reference_another_library_confirms_or_nobody_does():
     assert watched(5, None, b=5) == (5, True, "a")
     assert watched(5, None, b=7) == (5, False, "a")
     assert watched(5, None) == (5, False, "a")
+
+
+def test_a_reference_that_is_too_slow_is_asked_once_and_another_library_from_then_on():
+    first, asked = Answers("a", 5), []
+
+    def late(inputs):
+        asked.append(inputs)
+        raise ChildTimeout("no answer.", timeout_s=2.0)
+
+    watch = Watch(plan_of("b"), late, lambda wanted: Answers("b", 5))
+    for k in range(4):
+        made = watch.run({"k": np.array(k)}, lambda inputs: Made(first.run(inputs), first.targets, ""))
+        assert made.confirmed
+    assert len(asked) == 1
 
 
 STEERED = {
