@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from edgert.errors import ModelUnsupported
 from edgert.formats.onnx_write import write_nodes
 from edgert.graph import Graph, Node
 from edgert.tensor import Array
@@ -70,6 +71,7 @@ def clean(source: OnnxFile, path: Path, compute: Compute) -> bool:
 
     Raises:
         EdgertError: what `compute` raises.
+        ModelUnsupported: onnx-ir's passes stumble over the model.
         OptionError: `path` cannot be written.
     """
     changes = _Changes()
@@ -112,10 +114,8 @@ def _fixed_shapes(graph: Graph) -> dict[str, Array]:
         value = graph.values.get(node.inputs[0]) if node.op == "Shape" and node.inputs else None
         if value is None or value.shape is None or value.kind != "tensor" or node.writes[0] in outputs:
             continue
-        if all(isinstance(size, int) for size in value.shape):
-            start, end = (node.attributes.get(name, default) for name, default in (("start", 0), ("end", None)))
-            assert start is None or isinstance(start, int)
-            assert end is None or isinstance(end, int)
+        start, end = (node.attributes.get(name, default) for name, default in (("start", 0), ("end", len(value.shape))))
+        if isinstance(start, int) and isinstance(end, int) and all(isinstance(size, int) for size in value.shape):
             found[node.writes[0]] = np.array(value.shape[start:end], np.int64)
     return found
 
@@ -165,8 +165,7 @@ def _fold_normalisations(graph: Graph, changes: _Changes) -> None:
             continue
         weight, *bias = arrays[: len(conv.inputs) - 1]
         epsilon = node.attributes.get("epsilon", 1e-5)
-        assert isinstance(epsilon, float), "the standard has it as a float, and the reader checked its type"
-        folded = _folded_weights(weight, bias, arrays[-4:], epsilon)
+        folded = _folded_weights(weight, bias, arrays[-4:], epsilon) if isinstance(epsilon, float) else None
         if folded is not None:
             names = tuple(f"{node.name}/folded/{part}" for part in ("weight", "bias"))
             changes.constants |= dict(zip(names, folded, strict=True))
@@ -189,7 +188,9 @@ def _arrays(graph: Graph, changes: _Changes, names: Sequence[str]) -> list[Array
 def _folded_weights(
     weight: Array, bias: Sequence[Array], normalisation: Sequence[Array], epsilon: float
 ) -> tuple[Array, Array] | None:
-    """Weight and bias of the one convolution, computed in float64; None where they are not finite."""
+    """Weight and bias of the one convolution, computed in float64; None where they are not finite, or do not fit."""
+    if any(array.shape != weight.shape[:1] for array in (*bias, *normalisation)):
+        return None
     gamma, beta, mean, variance = (array.astype(np.float64) for array in normalisation)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         factor = gamma / np.sqrt(variance + epsilon)
@@ -245,6 +246,16 @@ def _drop_initialisers_from_inputs(model: onnx.ModelProto) -> None:
 
 def _without_the_unused(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     """The model without identities and what leads to no output; and how many nodes it has."""
+    try:
+        return _passed(model)
+    except Exception as error:  # the passes are another's, and the model is anybody's
+        raise ModelUnsupported(
+            f"onnx-ir does not tidy the model up ({type(error).__name__}: {str(error)[:200]}).",
+            "Nothing needs to be done: the model works as it is.",
+        ) from error
+
+
+def _passed(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     import onnx_ir
     from onnx_ir.passes import common
 

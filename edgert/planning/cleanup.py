@@ -24,6 +24,8 @@ __all__ = ["tidied"]
 _log = logging.getLogger(__name__)
 _FORMAT = 1
 """Raised when the tidying changes: what an older one made is then made again."""
+_LARGEST_BYTES = 1 << 28
+"""Of the file itself; external data is not held."""
 _RUNS_CONSTANTS = ("onnxruntime", "reference")
 """Backends that take nodes without inputs, in the order of their speed."""
 
@@ -44,6 +46,9 @@ def tidied(setting: Setting, folder: Path) -> tuple[ModelFile, str]:
     file = setting.work.file
     if file.format != "onnx":  # the converter to TFLite has folded already
         return file, ""
+    size_bytes = file.path.stat().st_size
+    if size_bytes > _LARGEST_BYTES:
+        return file, f"the model is split as it is: to tidy {size_bytes >> 20} MiB up, they would be held three times"
     setting.say("tidying the model up")
     path = tidied_path(folder)
     try:
