@@ -8,6 +8,7 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="the models are written with onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+from edgert.errors import ModelUnsupported  # noqa: E402
 from edgert.formats import open_model  # noqa: E402
 from edgert.formats.onnx_clean import clean  # noqa: E402
 
@@ -154,6 +155,33 @@ def test_a_constant_that_would_be_huge_is_made_anew_at_each_run(tmp_path, tidy):
     assert [node.op for node in tidied.graph.nodes] == ["Mul"]
     nodes = [nodes[0], helper.make_node("ReduceSum", ["x"], ["t"]), helper.make_node("Mul", ["big", "t"], ["y"])]
     assert tidy(save(tmp_path / "b.onnx", nodes, constants[:2])) is None
+
+
+def test_external_weights_are_folded_and_kept_beside_the_new_file(tmp_path, tidy):
+    rng = np.random.default_rng(5)
+    bn, constants = normalisation(rng, makes="n")
+    constants += [constant("w", rng.standard_normal((4, 3, 3, 3)).astype(np.float32)),
+                  constant("wide", rng.standard_normal((8, 4096)).astype(np.float32))]  # fmt: skip
+    inside = save(
+        tmp_path / "a.onnx", [conv(), bn, helper.make_node("MatMul", ["n", "wide"], ["y"], "product")], constants
+    )
+    onnx.save(onnx.load(inside.path), tmp_path / "b.onnx", save_as_external_data=True, location="b.data",
+              size_threshold=0)  # fmt: skip
+    tidied = tidy(open_model(tmp_path / "b.onnx"))
+    assert [node.name for node in tidied.graph.nodes] == ["conv", "product"]
+    (companion,) = (path for path in tmp_path.glob("tidy.onnx.*"))
+    assert companion.stat().st_size >= 8 * 4096 * 4
+    expected = run(inside.path)
+    np.testing.assert_allclose(run(tidied.path), expected, atol=1e-5 * np.ptp(expected))
+
+
+def test_a_model_over_which_the_passes_stumble_is_refused(tmp_path, monkeypatch, tidy):
+    import onnx_ir
+
+    file = save(tmp_path / "a.onnx", [helper.make_node("Relu", ["x"], ["y"], "relu")], [])
+    monkeypatch.setattr(onnx_ir, "from_proto", lambda _: {}["no"])
+    with pytest.raises(ModelUnsupported, match=r"does not tidy the model up \(KeyError: 'no'\)"):
+        tidy(file)
 
 
 def test_in_an_old_file_new_constants_are_no_inputs(tmp_path, tidy):
