@@ -12,6 +12,7 @@ from edgert.execution.controls import Watch
 from edgert.execution.pipeline import Made
 from edgert.formats import open_model
 from edgert.graph import Value
+from edgert.machine import Device
 from edgert.plan import Controls, Instance, Plan, Segment, Verification
 from edgert.profile import Target
 
@@ -155,6 +156,16 @@ def test_a_reference_that_is_too_slow_is_asked_once_and_another_library_from_the
         made = watch.run({"k": np.array(k)}, lambda inputs: Made(first.run(inputs), first.targets, ""))
         assert made.confirmed
     assert len(asked) == 1
+
+
+def test_a_device_in_a_child_is_watched_too(sums, machine_of, tmp_path):
+    gpu = Device("gpu:0", "gpu", "a GPU", 0)
+    machine = machine_of("blind@gpu:0", "onnxruntime", "reference", devices=(gpu,))
+    with edgert.load(sums, machine=machine, targets=["blind@*"], budget_s=0.3, cache_dir=tmp_path / "cache") as model:
+        assert str(model.plan.targets[0]).startswith("blind@gpu:0")
+        results = [model.run(feed(axis)) for axis in (1, -1)]
+    assert [result.receipt.targets[0].backend for result in results] == ["blind", "reference"]
+    assert all(result.receipt.verified for result in results)
 
 
 STEERED = {
