@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -234,11 +235,9 @@ def _family(pid: int) -> list[int]:
     """A process and all below it."""
     found = [pid]
     for each in found:  # grows while it is walked
-        for task in Path(f"/proc/{each}/task").glob("*/children"):
-            try:
+        with suppress(OSError):  # it ended meanwhile
+            for task in Path(f"/proc/{each}/task").glob("*/children"):
                 found += map(int, task.read_text(encoding="ascii").split())
-            except OSError:  # it ended meanwhile
-                continue
     return found
 
 

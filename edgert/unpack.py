@@ -257,14 +257,20 @@ def _without_strangers(plan: Plan, here: Machine) -> Plan:
 
 def _fallback_plan(plan: Plan, target: Target, rest: Sequence[Target], here: Machine, reason: str) -> Plan:
     inputs, outputs = (tuple(value.name for value in side) for side in (plan.inputs, plan.outputs))
+    segments: tuple[Segment, ...] = (Segment(target, (), inputs, outputs),)
+    residency = plan.residency
+    if residency is not None:  # the model does not fit as a whole: the same segments take turns, each alone
+        segments = tuple(replace(segment, target=target, errors=(), measured_s=0.0) for segment in plan.segments)
+        residency = replace(residency, held=tuple((index,) for index in range(len(segments))), peak_bytes=0)
     return replace(
         plan,
         machine=here.fingerprint,
         versions={info.name: info.version for info in here.backends if info.usable},
-        segments=(Segment(target, (), inputs, outputs),),
-        instances=(Instance(0),),
-        transfers=(),
-        values=(),
+        segments=segments,
+        instances=tuple(Instance(index) for index in range(len(segments))),
+        transfers=() if residency is None else plan.transfers,
+        values=() if residency is None else plan.values,
+        residency=residency,
         predicted_s=0.0,
         fallbacks=tuple(rest),
         verification=Verification("", reason="it was checked on another machine, not here"),

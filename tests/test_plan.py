@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from edgert.errors import UnknownTarget
 from edgert.graph import Value
-from edgert.plan import FORMAT, Instance, Plan, Segment, Tolerance, Verification, value_from_json
+from edgert.plan import FORMAT, Instance, Plan, Residency, Segment, Tolerance, Verification, value_from_json
 from edgert.profile import OutputError, Row, Target, Timing
 from tests.values import plans, values
 
@@ -51,6 +51,22 @@ def test_a_value_reads_back_from_json_text(drawn):
 )  # fmt: skip
 def test_the_identity_changes_with_anything_in_the_plan(plan, change):
     assert dataclasses.replace(plan, **change).id != plan.id
+
+
+def test_a_plan_whose_segments_take_turns_says_who_is_in_memory_when(plan):
+    segments = tuple(Segment(BEST, (f"n{index}",)) for index in range(3))
+    residency = Residency(300_000_000, 120_000_000, ((0, 1), (0, 1, 2), (0, 2)), (10_000_000,) * 3, 25_000_000)
+    text = dataclasses.replace(plan, segments=segments, residency=residency).explain()
+    assert residency.kept == {0}
+    assert "memory: at most 300 MB, 120 MB of it for all but the model" in text
+    assert (
+        "25 MB of them were held in the trial): 3 segments are loaded, run and released in turn; 1 of them stay" in text
+    )
+    assert "2. 1 nodes from 'n1' to 'n1', 10.0 MB; in memory: 1, 2, 3" in text
+
+
+def test_a_plan_without_turns_reads_as_before_there_were_any(plan):
+    assert "residency" not in plan.to_json()
 
 
 def test_the_identity_is_twelve_hex_digits_and_stays(plan):

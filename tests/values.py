@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgert.graph import Quantization, Value
 from edgert.machine import BackendInfo, Device, Link, Machine, Reach
-from edgert.plan import Instance, Plan, Segment, Transfer, Verification
+from edgert.plan import Instance, Plan, Residency, Segment, Transfer, Verification
 from edgert.profile import PRECISIONS, Outcome, OutputError, Row, Target, Timing
 from edgert.tensor import BITS
 
@@ -86,7 +86,10 @@ plans = st.builds(
     notes=tuples(names),
     values=tuples(values),
     predicted_s=seconds,
-)
+    residency=st.none() | st.builds(
+        Residency, counts, counts, tuples(tuples(st.integers(0, 7))), tuples(counts), counts
+    ),
+)  # fmt: skip
 
 devices = st.builds(
     Device, devices_ids, st.sampled_from(["cpu", "gpu", "npu"]), names, counts, tuples(st.integers(0, 255)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgert.devices import backend
+import edgert
+from edgert.compile import compile_model
+from edgert.devices import backend, memory
+from edgert.devices.probe import glance
 from edgert.errors import PrepareRefused, RunFailed
 from edgert.execution.segments import Parts
 from edgert.execution.streaming import LeanParts, Piece, Streamed, extents_of
@@ -155,6 +159,29 @@ def test_a_tflite_whose_weights_lie_behind_its_tables_gives_the_same_numbers(tmp
         runnable.close()
     np.testing.assert_array_equal(*answers)
     assert np.ptp(answers[0]) > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_a_bundle_carries_its_segments_and_runs_them_in_turn(tmp_path):
+    from bench.big_model import build
+
+    path = build(tmp_path / "big.onnx", 64 << 20, wide=1024)
+    limit = memory.resident().now_bytes + 120_000_000
+    made = compile_model(
+        path, tmp_path / "big.edgert", memory_limit_bytes=limit, budget_s=0.1,
+        targets=["onnxruntime@cpu:0/f32/1t"],
+    )  # fmt: skip
+    assert made.plan.residency is not None
+    count = len(made.plan.segments)
+    assert count > 2
+    x = np.random.default_rng(0).standard_normal((1, 1024)).astype(np.float32)
+    with edgert.load(path, targets=["onnxruntime@cpu:0/f32/1t"], budget_s=0.1, machine=glance()) as whole:
+        expected = whole.run(x)
+    with edgert.load(tmp_path / "big.edgert") as model:
+        result = model.run(x)
+    assert (result.receipt.turns, expected.receipt.turns) == (count, 0)
+    (name,) = result
+    np.testing.assert_allclose(result[name], expected[name], rtol=1e-3, atol=1e-4 * np.ptp(expected[name]))
 
 
 def _source(model):
