@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
-from edgert.partitioner.evaluate import cost_of
+from edgert.partitioner.evaluate import cost_of, is_convex, pieces_of
 from edgert.partitioner.indexed import Indexed
 from edgert.partitioner.intervals import item_graph, item_orders
 from edgert.partitioner.loads import Loads
@@ -41,8 +41,8 @@ def anneal(
 ) -> tuple[list[int], float]:
     """A placement no worse than the valid `start`, and its cost.
 
-    Throughput with any split is annealed on its loads alone, move by move, latency with one piece an accelerator on the
-    graph of its pieces; otherwise each move is costed in full.
+    Throughput is annealed on its loads alone, move by move, latency with one piece an accelerator on the graph of its
+    pieces; otherwise each move is costed in full.
 
     Args:
         indexed: the problem.
@@ -84,10 +84,10 @@ def _cooling(rounds: int, left_s: Callable[[], float]) -> Iterator[float]:
 def _walk(indexed: Indexed) -> tuple[Walk, int]:
     """How to anneal under the problem's rules, and how many rounds suit that."""
     problem = indexed.problem
-    if problem.objective == "throughput" and problem.pieces == "many" and not any(indexed.launch):
-        finite = all(math.isfinite(time) for wire in indexed.wires for row in wire.times for time in row)
-        if finite and problem.most_segments is None:
-            return _LoadsWalk(indexed), _LOADS_ROUNDS
+    linked = all(math.isfinite(time) for wire in indexed.wires for row in wire.times for time in row)
+    plain = not any(indexed.launch) and problem.most_segments is None
+    if problem.objective == "throughput" and linked and plain:
+        return _LoadsWalk(indexed), _LOADS_ROUNDS
     if fits_quotient(indexed):
         quotient = Quotient(indexed)
         return _Walk(indexed, quotient.cost, quotient.critical), _PIECES_ROUNDS
@@ -105,36 +105,67 @@ def _neighbours(indexed: Indexed) -> list[list[int]]:
 
 
 class _LoadsWalk:
-    """Anneals the loads of devices and links, one item a move."""
+    """Anneals the loads of devices and links; the form of pieces is asked for only of moves that are good otherwise."""
 
     def __init__(self, indexed: Indexed) -> None:
         self.indexed = indexed
         self.neighbours = _neighbours(indexed)
+        self.order = item_orders(indexed)[0]
+        self.at = {item: position for position, item in enumerate(self.order)}
+        self.runs = 0.05 if indexed.problem.pieces == "many" else 0.4
+        """Share of moves that take several items: where pieces must keep a form, one alone seldom can leave."""
 
     def __call__(self, start: Sequence[int], cost: float, chance: random.Random, heats: Iterator[float]) -> list[int]:
-        loads, costs = Loads(self.indexed, start), self.indexed.item_costs
+        loads = Loads(self.indexed, start)
         scale = max(loads.loads)
         best, best_top = list(start), scale
         if scale <= 0:
             return best
         now = loads.height(scale)
-        targets = len(self.indexed.device_of)
         for heat in heats:
-            item = chance.randrange(len(start))
-            old, around = loads.place[item], self.neighbours[item]
-            near = around and chance.random() < 0.8
-            target = loads.place[chance.choice(around)] if near else chance.randrange(targets)
-            if target == old or math.isinf(costs[item][target]):
+            moved = self._moved(loads.place, chance)
+            if moved is None:
                 continue
-            loads.move(item, target)
+            items, old, target = moved
+            for item in items:
+                loads.move(item, target)
             then = loads.height(scale)
-            if not _accepts(then - now, heat, chance) or not loads.valid():
-                loads.move(item, old)
+            if not (_accepts(then - now, heat, chance) and loads.valid() and self._formed(loads.place, old, target)):
+                for item in items:
+                    loads.move(item, old)
                 continue
             now, top = then, max(loads.loads)
             if top < best_top * (1 - 1e-9):
                 best, best_top = list(loads.place), top
         return best
+
+    def _moved(self, place: Sequence[int], chance: random.Random) -> tuple[list[int], int, int] | None:
+        """Items of one target, that target, and the one that they go to; None where that changes nothing."""
+        item = chance.randrange(len(place))
+        old, around = place[item], self.neighbours[item]
+        near = around and chance.random() < 0.8
+        target = place[chance.choice(around)] if near else chance.randrange(len(self.indexed.device_of))
+        run: Sequence[int] = (item,)
+        if chance.random() < self.runs:
+            length, at = chance.choice(_LENGTHS), self.at[item]
+            first = at if chance.random() < 0.5 else max(0, at - length + 1)
+            run = self.order[first : first + length]
+        costs = self.indexed.item_costs
+        items = [other for other in run if place[other] == old and math.isfinite(costs[other][target])]
+        return (items, old, target) if items and target != old else None
+
+    def _formed(self, place: Sequence[int], old: int, new: int) -> bool:
+        """Whether the pieces of two targets, between which an item has moved, are what the problem allows."""
+        indexed = self.indexed
+        match indexed.problem.pieces:
+            case "many":
+                return True
+            case "one":
+                return pieces_of(indexed, indexed.spread(place)) is not None
+            case "convex":
+                changed = [target for target in (old, new) if not indexed.host[target]]
+                blocks = indexed.spread(place)
+                return all(is_convex(indexed, [b for b, t in enumerate(blocks) if t == target]) for target in changed)
 
 
 class _Walk:

@@ -11,7 +11,7 @@ from edgert.errors import Infeasible, OptionError
 from edgert.partitioner.indexed import Indexed, index
 from edgert.partitioner.problem import Problem
 
-__all__ = ["Evaluation", "Piece", "cost_of", "evaluate", "fault", "loads_of", "pieces_of"]
+__all__ = ["Evaluation", "Piece", "cost_of", "evaluate", "fault", "is_convex", "loads_of", "pieces_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def pieces_of(indexed: Indexed, place: Sequence[int]) -> list[list[int]] | None:
     pieces = by_target(indexed, place)
     if kind == "one":
         return pieces if _ordered(indexed, pieces) else None
-    return pieces if all(_convex(indexed, piece) for piece in pieces if not indexed.host[place[piece[0]]]) else None
+    return pieces if all(is_convex(indexed, piece) for piece in pieces if not indexed.host[place[piece[0]]]) else None
 
 
 def _level_pieces(indexed: Indexed, place: Sequence[int]) -> list[list[int]]:
@@ -201,7 +201,7 @@ def _level_pieces(indexed: Indexed, place: Sequence[int]) -> list[list[int]]:
     return list(found.values())
 
 
-def _convex(indexed: Indexed, piece: Sequence[int]) -> bool:
+def is_convex(indexed: Indexed, piece: Sequence[int]) -> bool:
     """No path leaves the piece and comes back. Only blocks between its first and last can be on such a path."""
     inside = set(piece)
     tainted: set[int] = set()
