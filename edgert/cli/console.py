@@ -29,6 +29,11 @@ def show(*things: RenderableType) -> None:
         console.print(thing)
 
 
+def show_text(text: str) -> None:
+    """Print lines for people as they are: a narrow terminal folds them, a pipe gets them whole."""
+    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
 def show_json(document: Any) -> None:
     """Print exactly one JSON document; NaN and infinity, which JSON lacks, become null."""
     sys.stdout.write(json.dumps(finite(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n")

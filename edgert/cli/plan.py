@@ -74,7 +74,7 @@ def plan(  # noqa: PLR0917 - a command's options are its arguments
     if as_json:
         console.show_json(made.to_json())
     elif explain:
-        console.show(escape(_reasons(file, made)))
+        console.show_text(_reasons(file, made))
     else:
         from edgert.cli.views import plan_view
 

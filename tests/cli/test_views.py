@@ -237,3 +237,10 @@ def plan():
     }  # fmt: skip
     accepted = inspect.signature(Plan).parameters
     return Plan(**{name: value for name, value in known.items() if name in accepted})
+
+
+def test_lines_of_an_explanation_stay_whole(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    line = f"[bold]{'x' * 100} and {'y' * 100}"
+    console.show_text(line)
+    assert capsys.readouterr().out == f"{line}\n"
