@@ -60,6 +60,8 @@ class Flight:
     chosen: tuple[Member, ...] = ()
     route: int = 0
     sent_s: float = 0.0
+    given_up_s: float = 0.0
+    """When an answer to this attempt comes no more, on `time.monotonic()`."""
     outputs: dict[str, Data] = field(default_factory=dict)
     tried: list[Way] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)

@@ -39,6 +39,8 @@ from edgert.transport.messages import Cancel, Done, Failed, Work
 _log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 _MOST_AHEAD = 64
+_LOOK_S = 0.25
+"""How often requests that nobody answers are looked for."""
 _NEW = 0.1
 """Share of the newest answer in the mean time between answers."""
 
@@ -79,7 +81,7 @@ class StagedPipeline:
         self._under_way = Count()
         self._mean_gap_s = 0.0
         self._last_answer_s = 0.0
-        self._closed = False
+        self._closed = self._looking = False
         self._settled, self._empty = threading.Event(), threading.Event()
         fleet.post(self._begin)
         self._settled.wait()
@@ -135,6 +137,16 @@ class StagedPipeline:
             flight.deadline_s = flight.started_s + deadline_s
         self._fleet.post(lambda: self._enter(flight))
         return promise
+
+    @property
+    def degraded(self) -> bool:
+        """Whether the plan's own way cannot answer now."""
+        way = self._ladder.usable()
+        return way is None or not way.own
+
+    def members(self) -> tuple[Member, ...]:
+        """Executors that hold its segments, each once."""
+        return tuple(dict.fromkeys(each for way in self._ladder.ways for members in way.members for each in members))
 
     def checked(self, targets: tuple[Target, ...]) -> bool:
         """Whether the numbers of what ran were confirmed by a reference."""
@@ -194,7 +206,9 @@ class StagedPipeline:
             self._end(flight)
             return
         if flight.deadline_s is not None:
-            self._fleet.after(flight.deadline_s - time.monotonic(), lambda: self._expire(flight))
+            # A timer holds the number alone: what was answered is let go.
+            number = flight.number
+            self._fleet.after(flight.deadline_s - time.monotonic(), lambda: self._expire(self._flights.get(number)))
         heapq.heappush(self._waiting, (-flight.priority, next(self._count), flight))
         self._dispatch()
 
@@ -240,19 +254,20 @@ class StagedPipeline:
             takes = {name: flight.inputs[name] for name in stage.takes if name in flight.inputs}
             if takes or not way.wanted[index].inputs:
                 self._give(flight, way, index, takes)
-        self._guard(flight, flight.attempt)
+        flight.given_up_s = flight.sent_s + way.limit_s() * (1 + way.under_way) + self.limits.lapse_s
+        if not self._looking:
+            self._looking = True
+            self._fleet.after(_LOOK_S, self._look)
 
-    def _guard(self, flight: Flight, attempt: int) -> None:
-        """Look after a request that no executor complains about: a message may have been lost."""
-        assert flight.way is not None
-        limit_s = flight.way.limit_s() * (1 + flight.way.under_way) + self.limits.lapse_s
-
-        def check() -> None:
-            if flight.stand == "flying" and flight.attempt == attempt:
-                words = f"no answer came within {limit_s:.1f} s, and no executor complains."
-                self._again(flight, words, ChildTimeout(words, "", timeout_s=limit_s))
-
-        self._fleet.after(limit_s, check)
+    def _look(self) -> None:
+        """Find requests that no executor complains about and nobody answers: a message may have been lost."""
+        now_s = time.monotonic()
+        for flight in [each for each in self._flights.values() if each.stand == "flying" and each.given_up_s < now_s]:
+            words = f"no answer came within {now_s - flight.sent_s:.1f} s, and no executor complains."
+            self._again(flight, words, ChildTimeout(words, "", timeout_s=now_s - flight.sent_s))
+        self._looking = bool(self._flights)
+        if self._looking:
+            self._fleet.after(_LOOK_S, self._look)
 
     def done(self, answer: Done) -> None:
         """See `fleet.Customer`."""
@@ -416,8 +431,8 @@ class StagedPipeline:
         if promise is not None and promise.set_running_or_notify_cancel():
             promise.set_exception(error)
 
-    def _expire(self, flight: Flight) -> None:
-        if not flight.over:
+    def _expire(self, flight: Flight | None) -> None:
+        if flight is not None and not flight.over:
             self._leave_way(flight, cancel=True)
             late = DeadlineExceeded(
                 f"{self.name}: the deadline of {flight.given_s:.3f} s passed before an answer was there.",
@@ -452,6 +467,7 @@ class StagedPipeline:
         self._fleet.over(flight.number)
         if self._flights.pop(flight.number, None) is not None and flight.promise is not None:
             self._under_way.add(-1)
+            flight.promise = None  # they know each other: without this only the collector would free them
         if self._closed and not self._flights:
             self._empty.set()
         self._dispatch()
