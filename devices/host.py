@@ -21,7 +21,7 @@ from edgert.devices import backend as load_backend
 from edgert.devices import quota
 from edgert.devices.backend import Runnable, Signs, Source, Virtual
 from edgert.devices.words import in_virtual_time
-from edgert.errors import OptionError, OutOfMemory, TargetError
+from edgert.errors import OptionError, TargetError
 from edgert.graph import Value
 from edgert.machine import Device, device_from_json
 from edgert.plan import value_from_json
@@ -43,14 +43,14 @@ class Host:
         """Do one thing.
 
         Raises:
-            OutOfMemory: a library could not allocate below the ceiling that `ration` set.
+            NotEnoughMemory: a library could not allocate below the ceiling that `ration` set.
             EdgertError: whatever else went wrong.
         """
         try:
             return self._do(method, body, data)
         except TargetError as error:
             if self._rationed and quota.is_hit(error.message):
-                raise OutOfMemory(error.message, "Free memory, or try it on a larger box.") from error
+                raise quota.shortage(error.message) from error
             raise
 
     def _do(  # noqa: PLR0911, PLR0912 - one return a command: the table reads best whole

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from edgert.devices.memory import available
+from edgert.errors import NotEnoughMemory
 
 _RESERVE_SHARE = 0.1
 _RESERVE_BYTES = 64 << 20
@@ -48,6 +49,11 @@ def end() -> None:
 def is_hit(message: str) -> bool:
     """Whether a library's message says that it could not allocate."""
     return _WORDS.search(message) is not None
+
+
+def shortage(message: str) -> NotEnoughMemory:
+    """A library's own words for it as an error of the tree."""
+    return NotEnoughMemory(message, "Free memory, or use a larger box.", needed_bytes=None, left_bytes=None)
 
 
 def _set(size_bytes: int | None) -> None:

@@ -8,6 +8,7 @@
     │   ├── ModelNotFound       no such file, or not readable
     │   ├── ModelCorrupt        truncated, malformed or hostile
     │   ├── ModelUnsupported    well-formed, but nothing here can run it
+    │   │   └── NoLastResort    only an accelerator can: nothing could answer if that is lost
     │   └── ModelNotServed      the daemon has no model of that name that answers
     ├── InputError              what was passed to `Model.run` is at fault
     │   ├── UnknownInput        a name (or position) that the model does not have
@@ -19,7 +20,6 @@
     │   ├── PrepareRefused      a backend refused the model on a target
     │   ├── NotEnoughMemory     a target needs more memory than is left
     │   ├── RunFailed           a backend failed while it ran
-    │   ├── OutOfMemory         a backend wanted more memory than there is
     │   ├── WrongNumbers        a target's answer left the tolerance
     │   └── DeviceLost          the device is gone
     ├── ChildError              a supervised process is at fault
@@ -77,7 +77,6 @@ __all__ = [
     "NoLastResort",
     "NotEnoughMemory",
     "OptionError",
-    "OutOfMemory",
     "Overloaded",
     "PeerRefused",
     "PeerUnreachable",
@@ -217,20 +216,18 @@ class PrepareRefused(TargetError):
 
 
 class NotEnoughMemory(TargetError):
-    """A target needs more memory than is left: refused before the kernel would have killed somebody for it."""
+    """A target needs more memory than is left: refused before the kernel would have killed somebody for it, or its
+    library could not allocate.
+    """
 
-    needed_bytes: int
-    """By the target that needs least."""
-    left_bytes: int
+    needed_bytes: int | None
+    """By the target that needs least; None where a library failed to allocate and did not say how much."""
+    left_bytes: int | None
     """On the box, in the control group, or below the limit that was asked for."""
 
 
 class RunFailed(TargetError):
     """A backend failed while it ran a prepared segment."""
-
-
-class OutOfMemory(TargetError):
-    """A backend wanted more memory than there is."""
 
 
 class WrongNumbers(TargetError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from edgert.devices import quota
 from edgert.devices.backend import Source
 from edgert.devices.remote import Remote
-from edgert.errors import ChildDied, ChildTimeout, EdgertError, OutOfMemory, RunFailed
+from edgert.errors import ChildDied, ChildTimeout, EdgertError, NotEnoughMemory, RunFailed
 from edgert.machine import Machine
 from edgert.measure import REMOTES, RUN_LIMIT_S, Contestant, hold
 from edgert.profile import Outcome, Row, Target
@@ -158,7 +158,7 @@ def failed(target: Target, error: EdgertError) -> Row:
     outcome: Outcome = "refused"
     if isinstance(error, ChildTimeout):
         outcome = "timeout"
-    elif isinstance(error, OutOfMemory) or (isinstance(error, ChildDied) and quota.is_hit(error.message)):
+    elif isinstance(error, NotEnoughMemory) or (isinstance(error, ChildDied) and quota.is_hit(error.message)):
         outcome = "out of memory"
     elif isinstance(error, ChildDied):
         outcome = "crashed"

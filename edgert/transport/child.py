@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any, Protocol
 
 from edgert import errors
-from edgert.errors import ChildDied, ChildTimeout, EdgertError, OutOfMemory, RunFailed, WireError
+from edgert.errors import ChildDied, ChildTimeout, EdgertError, NotEnoughMemory, RunFailed, WireError
 from edgert.tensor import Data
 from edgert.transport import wire
 
@@ -283,7 +283,8 @@ def _serve(connection: socket.socket, service: Service, request: Mapping[str, An
     except EdgertError as error:
         _answer(connection, {"error": errors.to_json(error)}, {})
     except MemoryError as error:
-        _answer(connection, {"error": errors.to_json(OutOfMemory(f"out of memory: {error}."))}, {})
+        shortage = NotEnoughMemory(f"out of memory: {error}.", needed_bytes=None, left_bytes=None)
+        _answer(connection, {"error": errors.to_json(shortage)}, {})
     except Exception as error:  # noqa: BLE001 - whatever a vendor's library throws must reach the parent as a message
         failure = RunFailed(f"{type(error).__name__} in {request['method']!r}: {str(error)[:2000]}")
         _answer(connection, {"error": errors.to_json(failure)}, {})

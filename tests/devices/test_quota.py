@@ -13,7 +13,7 @@ from edgert.devices import quota
 from edgert.devices.host import Host
 from edgert.devices.memory import available
 from edgert.devices.remote import Remote
-from edgert.errors import OutOfMemory, RunFailed
+from edgert.errors import NotEnoughMemory, RunFailed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 
@@ -38,7 +38,7 @@ def eater():
 def test_an_allocation_beyond_the_ceiling_fails_and_the_child_lives_on(eater):
     eater.call("ration", {"bytes": 96 << 20})
     eater.call("eat", {"bytes": 32 << 20})
-    with pytest.raises(OutOfMemory, match="Unable to allocate"):
+    with pytest.raises(NotEnoughMemory, match="Unable to allocate"):
         eater.call("eat", {"bytes": 96 << 20})
     assert eater.pid is not None
     eater.call("eat", {"bytes": 32 << 20})
@@ -55,7 +55,7 @@ def test_the_ceiling_follows_what_the_box_has(eater):
     text = Path(f"/proc/{eater.pid}/limits").read_text(encoding="ascii")
     limit_bytes = int(re.search(r"Max data size\s+(\d+)", text)[1])
     assert limit_bytes < available().size_bytes + (256 << 20)
-    with pytest.raises(OutOfMemory):
+    with pytest.raises(NotEnoughMemory):
         eater.call("eat", {"bytes": available().size_bytes})
 
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from edgert.errors import ChildDied, ChildTimeout, OutOfMemory, RunFailed, ShapeMismatch, WireError
+from edgert.errors import ChildDied, ChildTimeout, NotEnoughMemory, RunFailed, ShapeMismatch, WireError
 from edgert.transport.child import Child
 from tests.conftest import open_descriptors
 
@@ -143,7 +143,7 @@ def test_a_request_that_cannot_be_sent_harms_nobody(child):
 def test_beyond_its_memory_limit_allocations_fail_and_the_child_lives():
     with Child(SERVICE, name="small", memory_limit_bytes=2 << 30) as made:
         assert made.call("allocate", {"bytes": 1 << 20})[0] == {"sum": 1 << 20}
-        with pytest.raises(OutOfMemory, match="out of memory"):
+        with pytest.raises(NotEnoughMemory, match="out of memory"):
             made.call("allocate", {"bytes": 4 << 30})
         assert made.call("allocate", {"bytes": 1 << 20})[0] == {"sum": 1 << 20}
 
