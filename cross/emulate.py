@@ -1,4 +1,4 @@
-"""Runs Python on an emulated board: `Emulated(load("pi4"), "arm64").python("checks.py", "probe")`."""
+"""Runs Python on an emulated board: `Emulated(load("pi4"), "arm64", folder).check("probe")`."""
 
 from __future__ import annotations
 
