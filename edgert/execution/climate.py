@@ -11,12 +11,15 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgert.devices.thermal import Heat, Hysteresis, look, watchable
 from edgert.errors import EdgertError
-from edgert.execution.start import Running
 from edgert.plan import Plan
 from edgert.profile import Target
+
+if TYPE_CHECKING:  # which imports sockets, and a plan on the CPU needs none
+    from edgert.execution.start import Running
 
 _log = logging.getLogger(__name__)
 _EVERY_S = 2.0

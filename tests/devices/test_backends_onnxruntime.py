@@ -36,8 +36,15 @@ def test_the_plain_way_and_the_variants_of_the_wheel_are_reached_and_no_others()
     wheel = onnxruntime.get_available_providers()
     found = {reach.variant for reach in devices.backend("onnxruntime").reaches([CPU]) if reach.health == "untested"}
     carried = {name for name, provider in PROVIDERS.items() if not provider.plugin and provider.ep in wheel}
-    assert found == {name for name in carried if PROVIDERS[name].drives(CPU)}
+    assert found == {name for name in carried if PROVIDERS[name].drives(CPU) and not PROVIDERS[name].lean}
     assert "" in found
+
+
+def test_the_lean_way_gives_the_plain_ones_numbers(line, x):
+    backend, lean = devices.backend("onnxruntime"), Target.parse("onnxruntime+lean@cpu:0/f32/1t")
+    runnable = backend.prepare(source_of(line), lean, CPU)
+    np.testing.assert_array_equal(runnable.run({"x": x})["y"], 2 * x + 1)
+    runnable.close()
 
 
 def test_a_gpu_whose_package_is_not_there_is_reported_with_the_command():
