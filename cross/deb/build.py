@@ -3,7 +3,8 @@
     python cross/deb/build.py --out dist/deb [--architecture arm64]...
 
 A package holds edgert and what Debian 12 does not have of what it needs, as a plain folder of Python modules in
-/usr/lib/edgert; the units; man pages and completions made from the command line's help. Equal sources make equal bytes.
+/usr/lib/edgert, where Debian's own Python finds them after everything else; the units; man pages and completions made
+from the command line's help. Equal sources make equal bytes.
 Needs dpkg-deb, and an index or folder of wheels that pip is set up for; nothing is run for the other architecture.
 """
 
@@ -36,6 +37,10 @@ LEFT_OUT = (
     "ai_edge_litert/vendors",
 )
 """Of the wheels, what the CPU needs not: on arm64 more than 17 of LiteRT's 41 MB."""
+COMMAND = (
+    "annotated_doc", "markdown_it_py", "mdurl", "pygments", "rich", "shellingham", "typer",
+)  # fmt: skip
+"""Wheels that the command line alone needs: in a folder of their own, so that other programs do not find them."""
 COPYRIGHT = HERE / "copyright"
 
 
@@ -113,7 +118,7 @@ def build(architecture: Architecture, arguments: argparse.Namespace) -> Path:
         library.mkdir(parents=True)
         wheels = fetch(architecture, arguments.cache or work / "wheels")
         for wheel in (own_wheel(work), *wheels):
-            unpack(wheel, library)
+            unpack(wheel, library / "command" if wheel.name.split("-")[0] in COMMAND else library)
         for name in LEFT_OUT:
             _remove(library / name)
         version = arguments.version or _version(library)
@@ -206,6 +211,7 @@ def lay_out(tree: Path, work: Path) -> None:
     _write(tree / "usr/bin/edgert", (HERE / "launcher.py").read_text(), 0o755)
     for unit in sorted((HERE.parent / "systemd").glob("*.service")):
         _write(tree / "lib/systemd/system" / unit.name, unit.read_text())
+    _write(tree / "usr/lib/python3/dist-packages/edgert.pth", "/usr/lib/edgert\n")
     _write(tree / "usr/lib/edgert/backoff", (HERE.parent / "systemd/backoff").read_text(), 0o755)
     _write(tree / "usr/lib/sysusers.d/edgert.conf", (HERE / "edgert.sysusers").read_text())
     _write(tree / "etc/default/edgert", (HERE / "edgert.default").read_text())

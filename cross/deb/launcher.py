@@ -1,11 +1,11 @@
 #!/usr/bin/python3
-"""The command `edgert` of the Debian package, whose modules are in a folder of their own."""
+"""The command `edgert` of the Debian package, with the modules that it alone needs."""
 
 import sys
 
-sys.path.insert(0, "/usr/lib/edgert")
+sys.path[:0] = ["/usr/lib/edgert", "/usr/lib/edgert/command"]
 
-from edgert.cli import main
+from edgert.cli import main  # noqa: E402 - found through the line above
 
 if __name__ == "__main__":
     main()
