@@ -112,7 +112,7 @@ def _takes_turns(assignment: Assignment) -> bool:
         return False
     from edgert.planning.streaming import fits_whole
 
-    return not fits_whole(assignment.file.graph, limit_bytes)
+    return not fits_whole(assignment.file, limit_bytes)
 
 
 def _streamed(assignment: Assignment, found: Candidates, course: Course, say: Callable[[str], None]) -> Plan:

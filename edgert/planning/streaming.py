@@ -248,6 +248,8 @@ def stream(
             it needs, and by how many it misses.
     """
     limit_bytes = work.wish.memory_limit_bytes
+    if not work.file.graph.nodes:
+        raise _uncuttable(work.file, limit_bytes)
     folder = course.cache
     assert folder is not None  # whoever plans in turns gives a folder: the segments are files
     parts = LeanParts(course.source, folder / LEAN_FOLDER, lambda: work.file)
@@ -426,9 +428,26 @@ def _refusal(misses: Sequence[Infeasible], trials: Sequence[Trial], limit_bytes:
     )  # fmt: skip
 
 
-def fits_whole(graph: Graph, limit_bytes: int) -> bool:
+def fits_whole(file: ModelFile, limit_bytes: int) -> bool:
     """Whether any library may hold the whole model within the limit, beside what this process holds already."""
-    return memory.resident().now_bytes + _LIBRARY_BYTES + _MOST_COPIES * graph.weight_bytes <= limit_bytes
+    return _whole_bytes(file) <= limit_bytes
+
+
+def _whole_bytes(file: ModelFile) -> int:
+    """What holding the whole model may take at most; of one whose nodes are not known, by the size of its file."""
+    weight_bytes = file.graph.weight_bytes if file.graph.nodes else file.path.stat().st_size
+    return int(memory.resident().now_bytes + _LIBRARY_BYTES + _MOST_COPIES * weight_bytes)
+
+
+def _uncuttable(file: ModelFile, limit_bytes: int) -> Infeasible:
+    """For a .tflite on a board that has no reader for it."""
+    excess_bytes = _whole_bytes(file) - limit_bytes
+    return Infeasible(
+        f"{file.path} ({file.path.stat().st_size} bytes) may not fit within {limit_bytes} bytes as a whole, and "
+        "nothing here can cut it into segments that take turns.",
+        f"Raise the memory limit by {excess_bytes} bytes, or bring a bundle that was compiled within it elsewhere.",
+        block=None, limit="memory", excess=float(excess_bytes),
+    )  # fmt: skip
 
 
 # ---- sizes of values
