@@ -26,7 +26,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -327,8 +327,8 @@ class Fleet:
         generation = member.started_s = time.monotonic()
         if member.place.endpoint:
             self._mail.know(member.place.endpoint, member.place.key)
-            self._greet(member, member.place.endpoint, 0)
-            self.apart(partial(self._listen, member.place.endpoint))
+            member.endpoint = member.place.endpoint
+            self.apart(partial(self._meet, member, generation))
         elif self.transport == "inproc":
             member.thread = Executor(member.device, Mail.bound(fresh_endpoint("inproc")))
             threading.Thread(target=member.thread.serve, name=str(member.place), daemon=True).start()
@@ -365,12 +365,25 @@ class Fleet:
     def _greet(self, member: Member, endpoint: str, pid: int) -> None:
         member.endpoint, member.pid = endpoint, pid
         facts = {"heartbeat_s": self.limits.heartbeat_s}
-        self._mail.send(endpoint, self._mail.hello(self._who, self._life, facts, listens=not member.place.endpoint))
+        self._mail.send(endpoint, self._mail.hello(self._who, self._life, facts, listens=True))
 
-    def _listen(self, endpoint: str) -> None:
-        """Hear an executor that this process did not start, and that may not reach its inbox."""
-        for message in self._mail.answers(endpoint):
-            self.post(partial(self._take, message))
+    def _meet(self, member: Member, generation: float) -> None:
+        """In a thread of its own: greet an executor that this process did not start, and hear it, since it may not
+        reach our inbox.
+        """
+        endpoint = member.place.endpoint
+        hello = self._mail.hello(self._who, self._life, {"heartbeat_s": self.limits.heartbeat_s}, listens=False)
+        try:
+            sent = self._mail.send(endpoint, hello)
+        except EdgertError as error:
+            message = error.message
+            self.post(lambda: self._lost_life(member, generation, message))
+            return
+        if not sent:
+            self.post(lambda: self._lost_life(member, generation, f"nobody answers at {endpoint}"))
+            return
+        for answer in self._mail.answers(endpoint):
+            self.post(partial(self._take, answer))
 
     def _welcome(self, message: Welcome) -> None:
         for member in self._members.values():

@@ -88,7 +88,8 @@ class Mail:
 
     def know(self, endpoint: str, key: str) -> None:
         """The key that a peer over tcp must have; without, it must be this machine's own."""
-        self._keys[endpoint] = key
+        if key:
+            self._keys[endpoint] = key
 
     def answers(self, endpoint: str) -> Iterator[Message]:
         """What comes back over the connection to a peer, for a thread of its own; ends when it is dropped."""
@@ -103,12 +104,16 @@ class Mail:
         """End a `receive` that waits. From any thread or signal handler."""
         self._inbox.wake()
 
-    def send(self, endpoint: str, message: Message) -> None:
-        """Send, or count and log that it could not be: whoever waits for an answer has a limit of its own."""
+    def send(self, endpoint: str, message: Message) -> bool:
+        """Send, or count and log that it could not be: whoever waits for an answer has a limit of its own.
+
+        Returns:
+            Whether it is under way.
+        """
         try:
             if endpoint.startswith(_PEER):
                 self._inbox.answer(bytes.fromhex(endpoint[len(_PEER) :]), message)
-                return
+                return True
             outbox = self._outboxes.get(endpoint)
             if outbox is None or endpoint in self._new:
                 outbox = self.reach(endpoint)
@@ -116,8 +121,10 @@ class Mail:
                     outbox.ready(time.monotonic() + _CONNECT_S)
                 self._new.discard(endpoint)
             outbox.send(message)
+            return True
         except (TransportError, Overloaded, Closed) as error:
             self._note("unsent", f"{type(message).__name__} to {endpoint}: {error.message}")
+            return False
 
     def reach(self, endpoint: str) -> Outbox:
         """Start to connect to a peer, so that the first message need not wait for it."""

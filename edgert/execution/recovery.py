@@ -37,6 +37,8 @@ class Ladder:
         self._reason = "; ".join(refusals) or "its executors are being prepared"
         self._degraded = self._begun = False
         self._up: set[int] = set()
+        self._lost: set[int] = set()
+        """Numbers of ways that lost a member, once at least."""
         self._trying: set[tuple[int, int]] = set()
         """(number of a way, life of a member) under trial."""
 
@@ -60,11 +62,11 @@ class Ladder:
         return next((way for way in self.ways if way.usable()), None)
 
     def settled(self) -> bool:
-        """Whether it is known which way answers at first: the best one that is not refused."""
-        for way in self.ways:
+        """Whether it is known which way answers at first: the best one that is neither refused nor was lost."""
+        for number, way in enumerate(self.ways):
             if way.usable():
                 return True
-            if not way.hopeless():
+            if not way.hopeless() and number not in self._lost:
                 return False
         return True
 
@@ -103,6 +105,8 @@ class Ladder:
         """A member is gone."""
         for number, way in enumerate(self.ways):
             way.forget(member, member.life)
+            if any(member in members for members in way.members):
+                self._lost.add(number)
             self._trying.discard((number, member.life))
         self._tell(f"{member.place} ({kind}): {reason}")
 
