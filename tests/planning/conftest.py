@@ -44,13 +44,19 @@ def layers():
     return write
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A cache that tests of one file share: what one of them had planned, the next one loads."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
 def load(machine_of, tmp_path):
     """Loads a model on some backends, with one cache for the test, and time to ask for all on a busy machine too."""
     made = []
 
     def begin(path, *names, **settings):
-        settings = {"machine": machine_of(*names), "budget_s": 20, "cache_dir": tmp_path / "cache", **settings}
+        settings = {"machine": machine_of(*names), "budget_s": 12, "cache_dir": tmp_path / "cache", **settings}
         made.append(edgert.load(path, **settings))
         return made[-1]
 

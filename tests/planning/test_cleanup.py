@@ -41,18 +41,18 @@ def check(load, path, model, feed):
     np.testing.assert_allclose(result["y"], known["y"], rtol=1e-4, atol=1e-5)
 
 
-def test_constants_and_dead_nodes_are_no_blocks(load, untidy, feed, tmp_path):
-    model = load(untidy, "swift", "crawls")
+def test_constants_and_dead_nodes_are_no_blocks(load, untidy, feed, kept):
+    model = load(untidy, "swift", "crawls", cache_dir=kept)
     nodes = [name for segment in model.plan.segments for name in segment.nodes]
     assert len(model.plan.segments) == 3, model.plan.explain()
     assert nodes == [node.name for node in open_model(untidy).graph.nodes if node.name not in ("sum", "exp")]
     assert "before it was split, 2 of 14 nodes were folded or dropped" in model.plan.notes
-    assert model.plan.tidied == open_model(tidied_path(folder_of(tmp_path / "cache", model.plan))).digest
+    assert model.plan.tidied == open_model(tidied_path(folder_of(kept, model.plan))).digest
     check(load, untidy, model, feed)
 
 
-def test_the_plan_can_be_explained_drawn_and_exported_on_the_original(load, untidy, tmp_path):
-    plan = load(untidy, "swift", "crawls").plan
+def test_the_plan_can_be_explained_drawn_and_exported_on_the_original(load, untidy, tmp_path, kept):
+    plan = load(untidy, "swift", "crawls", cache_dir=kept).plan
     file = open_model(untidy)
     text = explain(plan, file.graph)
     assert "segment 1 of 3: swift@cpu:0/f32" in text
@@ -77,20 +77,20 @@ def test_a_placement_written_into_the_model_asks_for_the_same_targets(load, unti
     assert [segment.nodes for segment in again.segments] == [segment.nodes for segment in plan.segments]
 
 
-def test_the_next_load_uses_what_is_there(load, untidy, feed, monkeypatch):
-    first = load(untidy, "swift", "crawls")
+def test_the_next_load_uses_what_is_there(load, untidy, feed, monkeypatch, kept):
+    first = load(untidy, "swift", "crawls", cache_dir=kept)
     monkeypatch.setattr("edgert.planning.make_plan", lambda *_: pytest.fail("planned again"))
-    second = load(untidy, "swift", "crawls")
+    second = load(untidy, "swift", "crawls", cache_dir=kept)
     assert second.plan == first.plan
     monkeypatch.undo()
     check(load, untidy, first, feed)
 
 
-def test_segments_that_are_gone_are_cut_from_the_tidied_model_again(load, untidy, feed, tmp_path):
-    first = load(untidy, "swift", "crawls")
-    for path in (folder_of(tmp_path / "cache", first.plan) / "segments-tidied").iterdir():
+def test_segments_that_are_gone_are_cut_from_the_tidied_model_again(load, untidy, feed, kept):
+    first = load(untidy, "swift", "crawls", cache_dir=kept)
+    for path in (folder_of(kept, first.plan) / "segments-tidied").iterdir():
         path.unlink()
-    check(load, untidy, load(untidy, "swift", "crawls"), feed)
+    check(load, untidy, load(untidy, "swift", "crawls", cache_dir=kept), feed)
 
 
 def test_without_the_tidied_model_the_plan_is_made_anew(load, untidy, feed, tmp_path):

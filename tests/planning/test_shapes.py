@@ -63,15 +63,15 @@ def test_buckets_with_one_plan_share_what_is_prepared(load, free):
     assert model.run(rows(8)).receipt.elsewhere == "x 1x16"
 
 
-def test_the_next_load_finds_the_plans_of_all_buckets(load, free, monkeypatch):
-    first = load(free, "rowwise", "crawls", samples=[rows(1), rows(32)])
+def test_the_next_load_finds_the_plans_of_all_buckets(load, free, monkeypatch, kept):
+    first = load(free, "rowwise", "crawls", samples=[rows(1), rows(32)], cache_dir=kept)
     monkeypatch.setattr("edgert.planning.make_plan", lambda *_: pytest.fail("planned again"))
-    second = load(free, "rowwise", "crawls", samples=[rows(1), rows(32)])
+    second = load(free, "rowwise", "crawls", samples=[rows(1), rows(32)], cache_dir=kept)
     assert second.plans == first.plans
 
 
-def test_closing_closes_the_models_of_all_buckets(load, free):
-    model = load(free, "rowwise", "crawls", samples=[rows(1), rows(32)])
+def test_closing_closes_the_models_of_all_buckets(load, free, kept):
+    model = load(free, "rowwise", "crawls", samples=[rows(1), rows(32)], cache_dir=kept)
     (other,) = model._others.values()
     model.close()
     with pytest.raises(Exception, match="was closed"):

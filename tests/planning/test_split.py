@@ -51,8 +51,8 @@ def test_an_op_that_the_fast_one_refuses_is_carried_by_another(load, model, feed
     np.testing.assert_allclose(result["y"], expected(load, model, feed), rtol=1e-4, atol=1e-5)
 
 
-def test_a_split_plan_says_everything(load, model):
-    plan = load(model, "swift", "crawls").plan
+def test_a_split_plan_says_everything(load, model, kept):
+    plan = load(model, "swift", "crawls", cache_dir=kept).plan
     assert [segment.target.backend for segment in plan.segments] == ["swift", "crawls", "swift"]
     assert plan.fallbacks[0].backend == "crawls"
     assert [(each.source, each.sink) for each in plan.transfers] == [(0, 1), (1, 2)]
@@ -63,8 +63,8 @@ def test_a_split_plan_says_everything(load, model):
     assert edgert.Plan.from_json(plan.to_json()) == plan
 
 
-def test_a_plan_knows_its_blocks(load, model):
-    plan = load(model, "swift", "crawls").plan
+def test_a_plan_knows_its_blocks(load, model, kept):
+    plan = load(model, "swift", "crawls", cache_dir=kept).plan
     assert [(block.name, block.ops, block.nodes) for block in plan.blocks][2] == ("matmul2", ("MatMul", "Tanh"), 2)
     assert [block.segment for block in plan.blocks] == [0, 0, 1, 2, 2, 2]
     tanh = plan.blocks[2]
@@ -79,10 +79,10 @@ def test_a_plan_knows_its_blocks(load, model):
     assert "support for Tanh (1 node), for which swift@cpu:0/f32 refused; it can win the" in wanted
 
 
-def test_the_next_load_prepares_only_the_segments(load, model, feed, monkeypatch):
-    first = load(model, "swift", "crawls")
+def test_the_next_load_prepares_only_the_segments(load, model, feed, monkeypatch, kept):
+    first = load(model, "swift", "crawls", cache_dir=kept)
     monkeypatch.setattr("edgert.planning.make_plan", lambda *_: pytest.fail("planned again"))
-    second = load(model, "swift", "crawls")
+    second = load(model, "swift", "crawls", cache_dir=kept)
     assert second.plan == first.plan
     np.testing.assert_array_equal(second.run(feed)["y"], first.run(feed)["y"])
 
@@ -308,8 +308,8 @@ def test_an_op_that_forces_the_whole_to_the_reference_leaves_a_fast_one_the_rest
     np.testing.assert_allclose(result["y"], whole.run(x)["y"], rtol=1e-3, atol=1e-5)
 
 
-def test_a_segment_that_fails_at_run_time_gives_a_degraded_answer(load, model, feed, monkeypatch):
-    split = load(model, "swift", "crawls")
+def test_a_segment_that_fails_at_run_time_gives_a_degraded_answer(load, model, feed, kept):
+    split = load(model, "swift", "crawls", cache_dir=kept)
     relay = split._pipeline._current._relay
 
     def broken(_inputs):
