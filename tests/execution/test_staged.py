@@ -283,3 +283,114 @@ def test_right_numbers_do_not_drift(begin, x):
         assert pipeline.run({"x": x + number}).target == target("right@gpu:0")
     assert pipeline._shadow.checked
     assert "drift" not in {event.kind for event in pipeline.events()}
+
+
+@pytest.fixture
+def fork(tmp_path_factory):
+    """y = (x + 1) + (x + 2) + (x + 3): three Adds that can run at once, and one Sum of them."""
+    onnx = pytest.importorskip("onnx", reason="the model is written with onnx")
+    helper, f32 = onnx.helper, onnx.TensorProto.FLOAT
+    constants = [onnx.numpy_helper.from_array(np.float32([number]), f"c{number}") for number in (1, 2, 3)]
+    nodes = [helper.make_node("Add", ["x", f"c{n}"], [f"v{n}"], name=f"add{n}") for n in (1, 2, 3)]
+    nodes.append(helper.make_node("Sum", ["v1", "v2", "v3"], ["y"], name="sum"))
+    infos = {
+        name: helper.make_tensor_value_info(name, f32, ("N", 4)) for name in ("x", "y", "v1", "v2", "v3")
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "fork", [infos["x"]], [infos["y"]], constants, value_info=[infos[f"v{n}"] for n in (1, 2, 3)]
+    )
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    path = tmp_path_factory.mktemp("fork") / "fork.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def plan_of(path, segments, instances, machine, **more):
+    file = open_model(path)
+    graph = file.graph
+    crossing = {name for segment in segments for name in (*segment.inputs, *segment.outputs)}
+    return Plan(
+        file.digest, machine.fingerprint, {}, "throughput", "own", "onnx", "f32", graph.inputs, graph.outputs,
+        tuple(segments), tuple(instances), fallbacks=(target("onnxruntime"),), verification=Verification("onnx"),
+        values=tuple(graph.values[name] for name in sorted(crossing)), **more,
+    )  # fmt: skip
+
+
+def source_at(path):
+    graph = open_model(path).graph
+    return Source(path, "onnx", graph.inputs, graph.outputs, "f32")
+
+
+def test_branches_run_on_different_executors_and_are_joined(fork, machine_of, tmp_path):
+    names = ["genuine@gpu:0", "genuine@npu:0", "genuine@npu:1", "genuine@gpu:0"]
+    other = Device("npu:1", "npu", "a third one", 0, driver="1.0")
+    machine = machine_of(*names, devices=(GPU, NPU, other))
+    segments = [Segment(target(names[n - 1]), (f"add{n}",), ("x",), (f"v{n}",)) for n in (1, 2, 3)]
+    segments.append(Segment(target(names[3]), ("sum",), ("v1", "v2", "v3"), ("y",)))
+    plan = plan_of(fork, segments, [Instance(number) for number in range(4)], machine)
+    pipeline = start(plan, source_at(fork), machine, tmp_path, fleet=Fleet(PATIENT))
+    try:
+        inputs = [np.full((300, 4), mark, np.float32) for mark in range(20)]
+        futures = [pipeline.submit({"x": each}, lambda made: made) for each in inputs]
+        for each, future in zip(inputs, futures, strict=True):
+            made = future.result(60)
+            assert np.array_equal(made.outputs["y"], 3 * each + 6)
+            assert (made.targets, made.reason) == (plan.targets, "")
+        os.kill(pid_of(pipeline, "npu:1"), signal.SIGKILL)
+        assert np.array_equal(pipeline.run({"x": inputs[7]}).outputs["y"], 3 * inputs[7] + 6)
+    finally:
+        pipeline.close()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_replicas_of_a_stage_share_the_requests_and_one_may_die(fork, machine_of, tmp_path, happens):
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    machine = machine_of("genuine")
+    segments = [
+        Segment(target("genuine"), ("add1", "add2", "add3"), ("x",), ("v1", "v2", "v3")),
+        Segment(target("genuine"), ("sum",), ("v1", "v2", "v3"), ("y",)),
+    ]
+    instances = [Instance(0, (cores[0],)), Instance(0, (cores[1],)), Instance(1, (cores[1],))]
+    plan = plan_of(fork, segments, instances, machine)
+    pipeline = start(plan, source_at(fork), machine, tmp_path, fleet=Fleet(PATIENT))
+    try:
+        happens(pipeline, "started", 2)
+        x = np.ones((300, 4), np.float32)
+        first, second = (
+            next(each for each in pipeline.members() if each.place.cores == (core,)) for core in cores
+        )  # fmt: skip
+        for member in (first, second):
+            assert os.sched_getaffinity(member.pid) == set(member.place.cores)
+        for _ in range(50):
+            futures = [pipeline.submit({"x": x}, lambda made: made) for _ in range(8)]
+            assert all(np.array_equal(future.result(60).outputs["y"], 3 * x + 6) for future in futures)
+        runs = [{name.rpartition(".")[2]: held.runs for name, held in each.held.items()} for each in (first, second)]
+        assert runs[0]["0"]
+        assert runs[1]["0"]
+        os.kill(first.pid, signal.SIGKILL)  # the other replica goes on: no request needs the fallback any more
+        happens(pipeline, "lost")
+        made = pipeline.run({"x": x})
+        assert (made.targets, made.reason) == (plan.targets, "")
+    finally:
+        pipeline.close()
+
+
+def test_models_share_the_executor_of_a_device_and_it_ends_with_the_last(line, fork, machine_of, x, tmp_path):
+    machine = machine_of("genuine@gpu:0", devices=(GPU,))
+    pipelines = []
+    for path in (line, fork):
+        graph = open_model(path).graph
+        whole = Segment(target("genuine@gpu:0"), (), ("x",), ("y",))
+        plan = plan_of(path, [whole], [Instance(0)], machine)
+        assert graph.inputs == plan.inputs
+        pipelines.append(start(plan, source_at(path), machine, tmp_path))
+    one, other = pipelines
+    assert pid_of(one) == pid_of(other)
+    assert np.array_equal(one.run({"x": x}).outputs["y"], 2 * x + 1)
+    assert np.array_equal(other.run({"x": x}).outputs["y"], 3 * x + 6)
+    pid = pid_of(one)
+    one.close()
+    assert np.array_equal(other.run({"x": x}).outputs["y"], 3 * x + 6)
+    other.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
