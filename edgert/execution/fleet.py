@@ -383,7 +383,9 @@ class Fleet:
             self.post(lambda: self._lost_life(member, generation, f"nobody answers at {endpoint}"))
             return
         for answer in self._mail.answers(endpoint):
-            self.post(partial(self._take, answer))
+            # What it calls its own inbox (0.0.0.0, or an address behind a router) is not how it is reached.
+            known = replace(answer, endpoint=endpoint) if isinstance(answer, Welcome) else answer
+            self.post(partial(self._take, known))
 
     def _welcome(self, message: Welcome) -> None:
         for member in self._members.values():

@@ -17,8 +17,8 @@ from typing import Any
 
 from edgert.devices import backend
 from edgert.devices.backend import Runnable, Source
-from edgert.devices.far import Far
 from edgert.devices.host import Host, pin_thread, resident_bytes, source_from_json, source_to_json
+from edgert.devices.hosts import Far
 from edgert.devices.remote import Remote, RemoteRunnable
 from edgert.errors import EdgertError
 from edgert.execution.segments import Relay, Step
