@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edgert.errors import ModelCorrupt, ModelUnsupported
-from edgert.formats.files import digest_with, map_file, sha256
+from edgert.formats.files import contains, digest_with, map_file, sha256
 from edgert.graph import Format, Graph
 from edgert.profile import Precision
 
@@ -167,8 +167,7 @@ def refers(path: str | os.PathLike[str]) -> bool:
 
 def may_refer(data: memoryview) -> bool:
     """Whether an ONNX file's bytes contain the key that names external data."""
-    mapped = data.obj
-    return bool(mapped.find(b"location") >= 0)  # type: ignore[attr-defined]  # map_file's views are of an mmap
+    return contains(data, b"location")
 
 
 def _is_tflite(data: memoryview) -> bool:

@@ -89,6 +89,19 @@ def sha256(data: memoryview) -> str:
     return digest.hexdigest()
 
 
+def contains(data: memoryview, wanted: bytes) -> bool:
+    """Whether a mapped file holds these bytes somewhere; its pages are let go as they are read."""
+    mapped = data.obj
+    if not isinstance(mapped, mmap.mmap):
+        return wanted in bytes(data)
+    for start in range(0, len(mapped), _BLOCK_BYTES):
+        found = mapped.find(wanted, start, start + _BLOCK_BYTES + len(wanted) - 1)
+        _let_go(data, start, _BLOCK_BYTES)
+        if found >= 0:
+            return True
+    return False
+
+
 def rest(data: memoryview) -> None:
     """Let go of the pages of a large mapped file that were looked at. Where the kernel maps megabytes at once,
     a look at every table of a file brings much of the file along.

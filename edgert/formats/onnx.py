@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgert.errors import ModelCorrupt
-from edgert.formats.files import digest_with, sha256, unique_names
+from edgert.formats.files import digest_with, rest, sha256, unique_names
 from edgert.formats.onnx_check import STANDARD, check_texts, check_versions, domain_of, parse
 from edgert.formats.onnx_tensors import (
     check_sparse,
@@ -84,6 +84,7 @@ def open_onnx(path: Path, data: memoryview) -> OnnxFile:
         ModelNotFound, ModelCorrupt, ModelUnsupported, MissingPackage: see `edgert.formats.open_model`.
     """
     model = parse(path, data)
+    rest(data)
     check_versions(path, model)
     check_texts(path, model)
     for tensor in tensors(model):

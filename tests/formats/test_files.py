@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import random
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgert.errors import MissingPackage, ModelCorrupt, ModelError, ModelNotFound, ModelUnsupported
-from edgert.formats import digest, flat, open_model
+from edgert.formats import digest, files, flat, open_model
 from edgert.formats.files import unique_names
 from tests.formats import models
 
@@ -161,3 +162,24 @@ def test_a_shared_model_in_three_parts_gives_the_whole_ones_answer(entry, tmp_pa
     got = compose(model, groups, feed, tmp_path, run)
     for name, expected in run(path, feed).items():
         np.testing.assert_allclose(got[name], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_lies_across_two_blocks_of_a_mapped_file_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_BLOCK_BYTES", mmap.PAGESIZE)
+    path = tmp_path / "model"
+    path.write_bytes(b"." * (mmap.PAGESIZE - 3) + b"location" + b"." * mmap.PAGESIZE)
+    data = files.map_file(path)
+    assert files.contains(data, b"location")
+    assert not files.contains(data, b"locations")
+
+
+def test_a_range_is_copied_to_where_the_other_file_is_at(tmp_path):
+    (tmp_path / "source").write_bytes(bytes(range(256)) * 40)
+    with open(tmp_path / "copy", "w+b") as file:
+        file.write(b"head")
+        files.copy_range(tmp_path / "source", 250, 10, file)
+        file.write(b"tail")
+        file.seek(0)
+        assert file.read() == b"head" + bytes(range(250, 256)) + bytes(range(4)) + b"tail"
+        with pytest.raises(OSError, match="ended 7 bytes early"):
+            files.copy_range(tmp_path / "source", 256 * 40 - 3, 10, file)
