@@ -1,34 +1,30 @@
-"""Devices of other hosts: `edgert executor --listen tcp://...` there, named in the hosts file here.
+"""Devices of other hosts, which the hosts file names (`hosts`): what they are, and how models are tried on them.
 
-    {"hosts": {"boxb": {"endpoints": ["tcp://192.168.7.2:5599"], "key": "boxb"}}}
-
-The file is `EDGERT_HOSTS`, else `hosts.json` in the user's configuration folder of edgert; a key is the name of a peer
-in the keyring, or the key itself. The device `npu:0` of the host `boxb` is `boxb.npu:0` here. What is prepared, checked
-and timed in a child process for a device of this box goes to the executor there for one of those: `FarChild` stands in
-the place of the child.
+What is prepared, checked and timed in a child process for a device of this box goes to the executor there for one of
+those: `FarChild` stands in the place of the child.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-import os
-import re
+import math
 import secrets
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgert import formats
-from edgert.errors import ChildDied, ChildTimeout, Closed, DeadlineExceeded, EdgertError, OptionError, TransportError
-from edgert.machine import Device, Machine, Reach, device_from_json
+from edgert.devices.hosts import Far
+from edgert.errors import ChildDied, ChildTimeout, Closed, DeadlineExceeded, EdgertError, TransportError
+from edgert.machine import Device, Link, Machine, Reach, device_from_json
 from edgert.profile import Target
 from edgert.tensor import Data
 from edgert.transport.keys import Keyring
@@ -37,37 +33,16 @@ from edgert.transport.messages import Call
 from edgert.transport.wire import Message
 
 _log = logging.getLogger(__name__)
-_NAME = re.compile(r"[a-z][a-z0-9-]*")
 ASK_S = 2.0
 """For a host that was named to say what it has; one that is off costs so long when somebody probes."""
+LINK_S = 20.0
+"""For one array to cross a link that is worth anything."""
+_BYTES = (1 << 10, 1 << 18)
+"""Sizes at which a link is measured: little in all, since it is done anew each time and the link may be slow."""
+_REPEATS = 5
+_HERE = "cpu:0"
 _CALL_S = 3600.0
 """For a call without a limit of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Far:
-    """An executor on another host."""
-
-    endpoint: str
-    key: str
-    """Its public key, or the name of a peer in the keyring; '' where the endpoint is not tcp."""
-
-    @classmethod
-    def of(cls, device: Device) -> Far | None:
-        """Where a device is, if it is not of this box."""
-        endpoint = device.attributes.get("executor", "")
-        return cls(endpoint, device.attributes.get("executor_key", "")) if endpoint else None
-
-    def line(self) -> Line:
-        """A connection to it.
-
-        Raises:
-            OptionError: there are no keys for it.
-        """
-        if not self.endpoint.startswith("tcp:"):
-            return Line(self.endpoint)
-        ring = Keyring()
-        return Line(self.endpoint, keys=ring.own(), server_key=ring.key_of(self.key))
 
 
 class FarChild:
@@ -84,7 +59,7 @@ class FarChild:
         """
         self.name = f"{name} at {far.endpoint}"
         self.alive = True
-        self._line = far.line()
+        self._line = line_to(far)
         self._guest = secrets.token_hex(8)
         self._numbers = itertools.count(1)
 
@@ -133,6 +108,18 @@ class FarChild:
         self._line.close()
 
 
+def line_to(far: Far) -> Line:
+    """A connection to an executor on another host.
+
+    Raises:
+        OptionError: there are no keys for it.
+    """
+    if not far.endpoint.startswith("tcp:"):
+        return Line(far.endpoint)
+    ring = Keyring()
+    return Line(far.endpoint, keys=ring.own(), server_key=ring.key_of(far.key))
+
+
 def _files(model: Path) -> dict[str, Data]:
     """A model file and what it refers to, by their names in one folder."""
     files = {model.name: model, **dict(formats.companions(model))}
@@ -147,52 +134,88 @@ def _ours(answer: dict[str, Any], asked: Mapping[str, Any] | None) -> dict[str, 
     return answer
 
 
-def named(path: Path | None = None) -> dict[str, tuple[Far, ...]]:
-    """Host -> its executors, from the hosts file; empty without one.
-
-    Raises:
-        OptionError: the file is not what the module's page says.
-    """
-    path = path or _default_path()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = {
-            host: tuple(Far(str(endpoint), str(facts.get("key", ""))) for endpoint in facts["endpoints"])
-            for host, facts in content["hosts"].items()
-        }
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OptionError(
-            f"the hosts file {path} cannot be read: {error!r}.",
-            'Write {"hosts": {"boxb": {"endpoints": ["tcp://192.168.7.2:5599"], "key": "boxb"}}}.',
-        ) from error
-    for host in found:
-        if not _NAME.fullmatch(host):
-            raise OptionError(f"{host!r} in {path} is no name of a host.", "Use small letters, digits and '-'.")
-    return found
-
-
 def joined(machine: Machine, hosts: Mapping[str, tuple[Far, ...]]) -> Machine:
-    """The machine with the devices of other hosts; a host that does not answer, or does not let us in, is a reach that
-    failed, with the reason. Takes up to `ASK_S` when one is off.
+    """The machine with the devices of other hosts and the links to them, measured now. A host that does not answer, or
+    does not let us in, is a reach that failed, with the reason. Takes up to `ASK_S` when one is off.
     """
     asked = [(host, far) for host, executors in hosts.items() for far in executors]
     if not asked:
         return machine
     with ThreadPoolExecutor(len(asked)) as pool:
         answers = list(pool.map(lambda one: _ask(*one), asked))
-    devices = list(machine.devices)
-    reaches = list(machine.reaches)
-    for device, ways in answers:
-        devices += [device] if device is not None else []
-        reaches += ways
-    return replace(machine, devices=tuple(devices), reaches=tuple(reaches))
+    ways = {link.sink: (link, back) for link in machine.links for back in machine.links
+            if link.source == back.sink == _HERE and link.sink == back.source}  # fmt: skip
+    devices, reaches, links = list(machine.devices), list(machine.reaches), list(machine.links)
+    for device, found in answers:
+        reaches += found
+        if device is None:
+            continue
+        try:
+            into, back = _links(device)
+        except EdgertError as error:
+            _log.warning("%s is left out: %s", device.id, error)
+            reaches.append(Reach("none", device.id, "", "failed", str(error)))
+            continue
+        devices.append(replace(device, attributes={**device.attributes, "link": _class(into, back)}))
+        links += [into, back]
+        for other_into, other_back in ways.values():
+            links += [_through(back, other_into), _through(other_back, into)]
+        ways[device.id] = into, back
+    return replace(machine, devices=tuple(devices), reaches=tuple(reaches), links=tuple(links))
+
+
+def _links(device: Device) -> tuple[Link, Link]:
+    """The way to a device of another host and the way back, each fitted to two sizes.
+
+    Raises:
+        ChildError: it went away.
+    """
+    far = Far.of(device)
+    assert far is not None  # it was found there
+    child = FarChild(far, f"link to {device.id}")
+    try:
+        child.call("empty", timeout_s=LINK_S)  # waits until it is up
+        times: dict[str, list[float]] = {"transfer": [], "fetch": []}
+        for size in _BYTES:
+            for method, medians in times.items():
+                medians.append(statistics.median([_crossing(child, device, method, size) for _ in range(_REPEATS)][1:]))
+        return _fitted(_HERE, device.id, times["transfer"]), _fitted(device.id, _HERE, times["fetch"])
+    finally:
+        child.close()
+
+
+def _crossing(child: FarChild, device: Device, method: str, size: int) -> float:
+    data: dict[str, Data] = {"x": np.zeros(size, np.uint8)} if method == "transfer" else {}
+    started_s = time.perf_counter()
+    child.call(method, {"device": asdict(device), "bytes": size}, data, timeout_s=LINK_S)
+    return time.perf_counter() - started_s
+
+
+def _fitted(source: str, sink: str, medians: Sequence[float]) -> Link:
+    """The link on which both sizes take what they took."""
+    small_s, large_s = medians
+    rate = (_BYTES[1] - _BYTES[0]) / max(large_s - small_s, 1e-9)
+    return Link(source, sink, max(small_s - _BYTES[0] / rate, 1e-6), rate)
+
+
+def _through(first: Link, second: Link) -> Link:
+    """From one device to another by way of this box."""
+    rate = 1 / (1 / first.bandwidth_bytes_per_s + 1 / second.bandwidth_bytes_per_s)
+    return Link(first.source, second.sink, first.latency_s + second.latency_s, rate)
+
+
+def _class(into: Link, back: Link) -> str:
+    """Roughly how good the links are, in powers of four: part of the machine's fingerprint, so that plans are made anew
+    when a network has become another.
+    """
+    latency_s = into.latency_s + back.latency_s
+    rate = min(into.bandwidth_bytes_per_s, back.bandwidth_bytes_per_s)
+    return f"4^{round(math.log(latency_s, 4))} s, 4^{round(math.log(rate, 4))} B/s"
 
 
 def _ask(host: str, far: Far) -> tuple[Device | None, list[Reach]]:
     try:
-        line = far.line()
+        line = line_to(far)
         try:
             call = Call(1, "about", {}, {}, time.monotonic() + ASK_S)
             facts = line.send(call, ASK_S).result().facts
@@ -210,10 +233,3 @@ def _ask(host: str, far: Far) -> tuple[Device | None, list[Reach]]:
         _log.warning("host %s at %s answers what makes no sense: %r", host, far.endpoint, error)
         return None, [Reach("none", host, "", "failed", f"{far.endpoint} answers what makes no sense: {error!r}")]
     return device, ways
-
-
-def _default_path() -> Path:
-    chosen = os.environ.get("EDGERT_HOSTS")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "edgert" / "hosts.json"

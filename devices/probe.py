@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgert import devices, store
-from edgert.devices import cpu, gpu, npu, stamp
+from edgert.devices import cpu, gpu, hosts, npu, stamp
 from edgert.errors import CacheUnwritable, ChildError, EdgertError, MissingPackage, OptionError
 from edgert.machine import BackendInfo, Device, Link, Machine, Reach
 
@@ -55,11 +55,12 @@ def probe(*, refresh: bool = False, cache_dir: Path | None = None, progress: Pro
 
     Raises:
         CacheUnwritable: a cache folder was asked for and cannot be written.
+        OptionError: the hosts file is malformed.
     """
     folder = store.folder(cache_dir)
     known = None if refresh else _unchanged(folder)
     if known is not None:
-        return known
+        return with_hosts(known)
     seen = glance()
     path = _entry(folder, seen)
     machine = None if refresh else _cached(path)
@@ -68,7 +69,21 @@ def probe(*, refresh: bool = False, cache_dir: Path | None = None, progress: Pro
         _keep(path, machine.to_json(), must=cache_dir is not None)
     if folder is not None and path is not None:
         _keep(stamp.path(folder), {"machine": path.name}, must=False)
-    return machine
+    return with_hosts(machine)
+
+
+def with_hosts(machine: Machine) -> Machine:
+    """The machine with what the hosts file names, asked anew each time: another box comes and goes.
+
+    Raises:
+        OptionError: the file is malformed.
+    """
+    named = hosts.named()
+    if not named:
+        return machine
+    from edgert.devices import far  # which loads the sockets
+
+    return far.joined(machine, named)
 
 
 def known_or_glance(cache_dir: Path | None = None) -> Machine:

@@ -12,11 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgert.devices.backend import Source
-from edgert.devices.far import Far, FarChild
 from edgert.devices.host import Host, source_to_json
+from edgert.devices.hosts import Far
 from edgert.errors import ChildDied, ChildError
 from edgert.graph import Value
 from edgert.machine import Device, Reach
@@ -25,6 +25,9 @@ from edgert.profile import Precision, Target
 from edgert.tensor import Array, Data
 from edgert.transport.child import Child
 from edgert.transport.wire import Message
+
+if TYPE_CHECKING:  # sockets, which most children need not
+    from edgert.devices.far import FarChild
 
 _log = logging.getLogger(__name__)
 _SERVICE = "edgert.devices.host:Host"
@@ -79,6 +82,8 @@ class Remote:
         if self._child is None or not self._child.alive:
             self.close()
             if self.far is not None:
+                from edgert.devices.far import FarChild
+
                 self._child = FarChild(self.far, self.name)
             elif sys.platform == "linux":
                 self._child = Child(self._service, name=self.name, memory_limit_bytes=self._memory_limit_bytes)

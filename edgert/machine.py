@@ -102,14 +102,15 @@ class Machine:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over what decides speed and numerics: devices, cores, features, drivers. Not the versions
-        of backends (they are keys of their own in the profile) and nothing measured (it varies). What a device on
-        paper declares is what it is.
+        of backends (they are keys of their own in the profile) and nothing measured (it varies), but for how good, very
+        roughly, the link to another host's device is. What a device on paper declares is what it is.
         """
         parts: list[tuple[object, ...]] = [
             (device.id, device.name, device.cores, device.features, device.driver, device.memory_bytes >> 30)
             for device in self.devices
         ]
         parts += [(dict(device.attributes),) for device in self.devices if device.driver == "simulated"]
+        parts += [(device.attributes["link"],) for device in self.devices if "link" in device.attributes]
         return hashlib.sha256(json.dumps([self.architecture, parts]).encode()).hexdigest()[:16]
 
     def device(self, name: str) -> Device:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgert.devices.backend import Source
-from edgert.devices.far import Far
+from edgert.devices.hosts import Far
 from edgert.devices.remote import Remote, RemoteRunnable
 from edgert.errors import ChildError, EdgertError
 from edgert.machine import Device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from typing import Any, Literal, TypeAlias
@@ -60,16 +61,17 @@ class Watch:
         if self._closed:
             return "lost"
         while self._events.poll(round(wait_s * 1e3)):
-            self._take(parse_monitor_message(self._events.recv_multipart())["event"])
+            told = parse_monitor_message(self._events.recv_multipart())
+            self._take(told["event"], told["value"])
             wait_s = 0.0
         return self._state
 
-    def _take(self, event: int) -> None:
+    def _take(self, event: int, value: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._state, self._broken_off = "connected", 0
         elif event in (zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL):
             self._state = "refused"
-        elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and value != errno.ECONNRESET:  # a reset is the network's
             self._broken_off += 1
             if self._broken_off >= _SURE:
                 self._state = "refused"
