@@ -165,7 +165,8 @@ class _LoadsWalk:
             case "convex":
                 changed = [target for target in (old, new) if not indexed.host[target]]
                 blocks = indexed.spread(place)
-                return all(is_convex(indexed, [b for b, t in enumerate(blocks) if t == target]) for target in changed)
+                pieces = ([block for block, t in enumerate(blocks) if t == target] for target in changed)
+                return all(is_convex(indexed, piece) for piece in pieces if piece)
 
 
 class _Walk:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,7 +18,7 @@ import numpy as np
 
 from edgert.partitioner.indexed import Indexed
 
-__all__ = ["item_graph", "item_orders", "place_intervals"]
+__all__ = ["item_graph", "item_orders", "place_intervals", "random_orders"]
 
 Matrix: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
@@ -62,6 +63,31 @@ def item_orders(indexed: Indexed) -> tuple[tuple[int, ...], ...]:
             late[item] = min(place[b] for b in after[item])
     lazy = _kahn(after, before, [(late[i], mean[i]) for i in range(count)])
     return tuple(dict.fromkeys((tuple(lazy), tuple(backward), tuple(forward), tuple(broad))))
+
+
+def random_orders(indexed: Indexed, count: int) -> Iterator[list[int]]:
+    """Topological orders that follow each branch to its end, branches in random order (fixed seed); none where groups
+    close a cycle.
+    """
+    chance = random.Random(count)
+    after, before = item_graph(indexed)
+    for _ in range(count):
+        waits = [len(found) for found in before]
+        ready = [item for item, waiting in enumerate(waits) if not waiting]
+        chance.shuffle(ready)
+        order: list[int] = []
+        while ready:
+            order.append(ready.pop())
+            free = []
+            for sink in sorted(after[order[-1]]):
+                waits[sink] -= 1
+                if not waits[sink]:
+                    free.append(sink)
+            chance.shuffle(free)
+            ready += free
+        if len(order) < len(waits):
+            return
+        yield order
 
 
 def _kahn(after: Sequence[set[int]], before: Sequence[set[int]], key: Sequence[tuple[float, ...]]) -> list[int]:

@@ -6,13 +6,17 @@ heterogeneous computing", IEEE TPDS 13, 2002), made to keep memory limits.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
 from edgert.partitioner.indexed import Indexed
-from edgert.partitioner.intervals import item_orders, place_intervals
+from edgert.partitioner.intervals import item_orders, place_intervals, random_orders
 
 __all__ = ["first_fit", "list_schedule", "starts"]
+
+_LINES = 16
+"""Random orders to cut."""
 
 
 def starts(indexed: Indexed, more: Callable[[], bool]) -> Iterator[list[int]]:
@@ -23,7 +27,9 @@ def starts(indexed: Indexed, more: Callable[[], bool]) -> Iterator[list[int]]:
     yield first_fit(indexed)
     if indexed.problem.pieces == "many":
         yield list_schedule(indexed)
-    for order in item_orders(indexed):
+    # One convex piece each is hard to reach by single moves: many lines are cut instead.
+    hard = indexed.problem.objective == "throughput" and indexed.problem.pieces != "many"
+    for order in itertools.chain(item_orders(indexed), random_orders(indexed, _LINES if hard else 0)):
         if not more():
             return
         yield from place_intervals(indexed, order)
