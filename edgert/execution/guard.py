@@ -104,7 +104,9 @@ def fitted(plan: Plan, limit_bytes: int = 0, root: Path = Path("/")) -> tuple[Pl
     if plan.residency is not None:
         return _turns_fitted(plan, left)
     needs = {row.target: int(row.memory_bytes * _RUN) for row in plan.candidates}
+    # What was measured is the whole model on each target; a segment holds its part of that.
     need_bytes = sum(needs.get(plan.segments[instance.segment].target, 0) for instance in plan.instances)
+    need_bytes //= len(plan.segments)
     if need_bytes <= left.size_bytes:
         return plan, ""
     why = f"{left.cause} has {_mb(left.size_bytes)} left, the plan needs {_mb(need_bytes)}"

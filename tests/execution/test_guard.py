@@ -55,6 +55,11 @@ def test_only_as_many_instances_run_as_fit(tmp_path):
     assert "2 of 4 instances run" in why
 
 
+def test_the_segments_of_a_split_hold_a_part_each(tmp_path):
+    plan = replace(_plan(), segments=(Segment(FAST), Segment(LEAN)), instances=(Instance(0), Instance(1)))
+    assert fitted(plan, root=_box(tmp_path, 70)) == (plan, "")  # (110 + 22) / 2 MB
+
+
 def test_a_fallback_that_needs_less_runs_where_not_one_instance_fits(tmp_path):
     plan, why = fitted(_plan(), root=_box(tmp_path, 50))
     assert plan.targets == (LEAN,)
