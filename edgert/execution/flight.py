@@ -62,6 +62,8 @@ class Flight:
     sent_s: float = 0.0
     given_up_s: float = 0.0
     """When an answer to this attempt comes no more, on `time.monotonic()`."""
+    missed: int = 0
+    """Looks in a row that found no executor at work on anything."""
     outputs: dict[str, Data] = field(default_factory=dict)
     tried: list[Way] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)

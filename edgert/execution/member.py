@@ -141,6 +141,13 @@ class Member:
         )
         return max(self.limits.lapse_s, longest_s, preparing_s)
 
+    def idle_since(self, moment_s: float) -> bool:
+        """Whether it said after that moment that nothing waits and nothing runs. Never of another host's, to which a
+        large value may be on its way for long.
+        """
+        beat = self.beat
+        return self.near and beat is not None and self.heard_s > moment_s and not beat.queued and not beat.running
+
     def complaint(self, now_s: float) -> tuple[Literal["hung", "stopped"], str] | None:
         """What is wrong with it, judged by its heartbeats; None when nothing is."""
         silent_s = now_s - self.heard_s

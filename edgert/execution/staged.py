@@ -242,7 +242,7 @@ class StagedPipeline:
         flight.way, flight.chosen, flight.stand = way, chosen, "flying"
         flight.attempt += 1
         flight.outputs = {}
-        flight.sent_s = time.monotonic()
+        flight.sent_s, flight.missed = time.monotonic(), 0
         flight.tried.append(way)
         way.under_way += 1
         absent = frozenset(value.name for value in self.plan.inputs if value.name not in flight.inputs)
@@ -262,9 +262,12 @@ class StagedPipeline:
     def _look(self) -> None:
         """Find requests that no executor complains about and nobody answers: a message may have been lost."""
         now_s = time.monotonic()
-        for flight in [each for each in self._flights.values() if each.stand == "flying" and each.given_up_s < now_s]:
-            words = f"no answer came within {now_s - flight.sent_s:.1f} s, and no executor complains."
-            self._again(flight, words, ChildTimeout(words, "", timeout_s=now_s - flight.sent_s))
+        for flight in [each for each in self._flights.values() if each.stand == "flying"]:
+            nobody_has_it = all(member.idle_since(flight.sent_s) for member in flight.chosen)
+            flight.missed = flight.missed + 1 if nobody_has_it else 0
+            if flight.missed > 1 or flight.given_up_s < now_s:
+                words = f"no answer came within {now_s - flight.sent_s:.1f} s, and no executor has it or complains."
+                self._again(flight, words, ChildTimeout(words, "", timeout_s=now_s - flight.sent_s))
         self._looking = bool(self._flights)
         if self._looking:
             self._fleet.after(_LOOK_S, self._look)
