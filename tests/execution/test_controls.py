@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import edgert
+from edgert.devices.probe import glance
 from edgert.errors import ChildTimeout, RunFailed
 from edgert.execution import controls
 from edgert.execution.controls import Watch
@@ -190,3 +191,22 @@ def test_what_steers_a_kernel_is_found_and_data_is_not(op, tmp_path):
     path = tmp_path / "model.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
     assert edgert.samples.controls(open_model(path).graph) == wanted
+
+
+def test_a_tflite_model_is_watched_with_litert_own_reference_kernels(tmp_path):
+    models = pytest.importorskip("tests.formats.models", reason="written with ai-edge-litert's schema")
+    flat = models.Flat()
+    graph = flat.subgraph()
+    x, order = flat.tensor(graph, "x", (2, 3)), flat.tensor(graph, "order", (2,), "INT32")
+    turned, y = flat.tensor(graph, "turned", (3, 2)), flat.tensor(graph, "y", (3, 2))
+    flat.op(graph, "TRANSPOSE", [x, order], [turned], "TransposeOptions")
+    flat.op(graph, "ADD", [turned, turned], [y], "AddOptions")
+    graph.inputs, graph.outputs = [x, order], [y]
+    path = tmp_path / "turn.tflite"
+    path.write_bytes(flat.bytes())
+    with edgert.load(path, budget_s=0.5, machine=glance(), cache_dir=tmp_path / "cache") as model:
+        assert model.plan.controls.names == ("order",)
+        for axes in ((1, 0), (0, 1), (1, 0)):
+            result = model.run({"x": X[0, :2, :3], "order": np.int32(axes)})
+            np.testing.assert_array_equal(result["y"], 2 * X[0, :2, :3].transpose(axes))
+            assert result.receipt.verified
