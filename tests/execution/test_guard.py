@@ -131,3 +131,16 @@ def _needing(plan, rows):
     changed = tuple(large[row.target] if row.target == own else replace(row, memory_bytes=max(row.memory_bytes, 1000))
                     for row in plan.candidates)  # fmt: skip
     return replace(plan, candidates=changed)
+
+
+def test_a_bundle_s_fallback_takes_turns_in_the_same_segments_each_alone():
+    from edgert.machine import Machine
+    from edgert.unpack import _fallback_plan
+
+    residency = Residency(10, 5, ((0, 1), (0, 1)), (1, 1), peak_bytes=4)
+    plan = replace(_plan(residency=residency), segments=(Segment(FAST, ("a",)), Segment(FAST, ("b",))))
+    made = _fallback_plan(plan, LEAN, (), Machine("x86_64", (), (), ()), "elsewhere")
+    assert made.targets == (LEAN, LEAN)
+    assert made.residency is not None
+    assert made.residency.held == ((0,), (1,))
+    assert [segment.nodes for segment in made.segments] == [("a",), ("b",)]
