@@ -139,6 +139,7 @@ class _Work:
         if not self.done and fits_ideals(indexed):
             self._ideals()
         if self.done:
+            self._answer_anyway()
             return
         placements = math.prod(len(indexed.allowed(item)) for item in range(len(indexed.items)))
         self._start()
@@ -154,6 +155,12 @@ class _Work:
         worth = cheap or len(indexed.items) <= _MOST_ITEMS
         if not self.done and self.best is not None and not self._programmed and worth:
             self._improve(self.within(self.left_s))
+
+    def _answer_anyway(self) -> None:
+        """Where the time was over before anything was found: what takes none."""
+        if self.best is None and not self.proved_empty:
+            for start in starts(self.indexed, lambda: False):
+                self.offer(start, "starts")
 
     def _price_chain(self) -> None:
         """A chain that is too large for a device's memory."""

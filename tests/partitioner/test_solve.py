@@ -184,6 +184,14 @@ def test_a_chain_of_5000_blocks_is_proved_optimal() -> None:
     assert solution.solver == "chain"
 
 
+@pytest.mark.parametrize("room", [math.inf, 600.0])
+def test_there_is_an_answer_however_short_the_time(room: float) -> None:
+    problem = _chain(2000)
+    tight = replace(problem, devices=(DeviceSpec("a"), DeviceSpec("b", room), DeviceSpec("c", room)))
+    solution = solve(tight, 1e-6)
+    assert evaluate(tight, solution.placement).cost == close(solution.cost)
+
+
 def test_a_chain_that_memory_forbids_to_be_cheapest_is_bounded_by_prices() -> None:
     problem = _chain(60)
     devices = tuple(DeviceSpec(name, memory_bytes=room) for name, room in (("a", 10.0), ("b", 30.0), ("c", 30.0)))
