@@ -122,7 +122,7 @@ def test_the_cut_moves_as_the_link_gets_worse(here, box, path, feed, tmp_path): 
     for delay_s in (0.0, 0.085, 0.4):
         box.delay_s = delay_s
         machine = far.joined(here, named(box))
-        with edgert.load(path, machine=machine, budget_s=20, cache_dir=tmp_path / "cache") as model:
+        with edgert.load(path, machine=machine, budget_s=8, cache_dir=tmp_path / "cache") as model:
             seen.append(places(model.plan))
             result = model.run(feed)
             assert result.receipt.targets == model.plan.targets
@@ -136,7 +136,7 @@ def test_the_cut_moves_as_the_link_gets_worse(here, box, path, feed, tmp_path): 
 
 def test_a_box_that_vanishes_is_a_lost_device_and_is_taken_back(here, box, path, feed, tmp_path):  # noqa: F811 - a fixture
     machine = far.joined(here, named(box))
-    with edgert.load(path, machine=machine, budget_s=20, cache_dir=tmp_path / "cache") as model:
+    with edgert.load(path, machine=machine, budget_s=8, cache_dir=tmp_path / "cache") as model:
         right = model.run(feed)
         assert "boxb.gpu:0" in {target.device for target in right.receipt.targets}
         box.cut()
