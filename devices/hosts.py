@@ -66,4 +66,5 @@ def _default_path() -> Path:
     chosen = os.environ.get("EDGERT_HOSTS")
     if chosen:
         return Path(chosen).expanduser().absolute()
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "edgert" / "hosts.json"
+    # Not Path.home(), which raises for the users of services, who have none: then there is no such file.
+    return Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")) / "edgert" / "hosts.json"

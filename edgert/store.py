@@ -33,7 +33,11 @@ def folder(chosen: str | os.PathLike[str] | None = None) -> Path | None:
         CacheUnwritable: a folder was chosen, and it cannot be written.
     """
     wanted = chosen or os.environ.get("EDGERT_CACHE")
-    path = Path(wanted).expanduser().absolute() if wanted else _platform_folder()
+    try:
+        path = Path(wanted).expanduser().absolute() if wanted else _platform_folder()
+    except RuntimeError as error:  # the users of services have no home
+        _log.warning("no cache folder: %s Set EDGERT_CACHE to have one: working without a cache", error)
+        return None
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

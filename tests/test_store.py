@@ -151,3 +151,14 @@ def test_the_platforms_own_folder_is_a_wish_and_not_a_must(tmp_path, monkeypatch
 
 def test_entries_hold_their_own_checksum(entry):
     assert set(json.loads(entry.read_text(encoding="utf-8"))) == {"sha256", "content"}
+
+
+def test_a_user_without_a_home_works_without_a_cache(monkeypatch, caplog):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("EDGERT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(store.Path, "home", homeless)
+    assert store.folder() is None
+    assert "Set EDGERT_CACHE" in caplog.text

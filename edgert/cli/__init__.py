@@ -83,9 +83,9 @@ def settings(
 def main() -> None:
     """Entry point of the `edgert` command; does not return."""
     if "_EDGERT_COMPLETE" in os.environ:  # a shell asks what may come next; its script is in the Debian package
-        from typer.completion import completion_init
+        from typer import completion
 
-        completion_init()
+        vars(completion)["completion_init"]()  # it has no public name
     try:
         app()
     except BrokenPipeError:

@@ -192,4 +192,5 @@ def _default_folder() -> Path:
     chosen = os.environ.get("EDGERT_KEYS")
     if chosen:
         return Path(chosen).expanduser().absolute()
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "edgert" / "keys"
+    # Not Path.home(), which raises for the users of services, who have none: then there is no such file.
+    return Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")) / "edgert" / "keys"

@@ -187,6 +187,7 @@ def test_completion_and_manual_are_there(box: Container) -> None:
 
 
 def test_it_answers_soon_after_the_start(box: Container) -> None:
+    wait_for("a measured plan, which is remembered", lambda: digits(box).get("fallbacks"))
     box.run("systemctl", "stop", "edgert")
     began_s = time.monotonic()
     box.run("systemctl", "start", "edgert")
