@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,6 +103,12 @@ def test_a_residual_sum_is_a_block_of_its_own() -> None:
     graph = graph_of(["a = Conv x w", "b = Relu a", "c = Conv b w", "d = Add c b", "e = Relu d"])
     assert {0, 1} in ids(graph)
     assert all(not {2, 3} <= block for block in ids(graph))
+
+
+def test_what_leads_to_no_output_stays_with_a_neighbour() -> None:
+    graph = graph_of(["a = Sin x", "dead = Exp a", "lost = Cos x", "y = Asin a"])
+    graph = dataclasses.replace(graph, outputs=tuple(value for value in graph.outputs if value.name == "y"))
+    assert ids(graph) == [{0, 1, 2}, {3}]
 
 
 def test_what_lies_between_two_parts_of_a_block_belongs_to_it() -> None:
