@@ -31,8 +31,8 @@ from edgert.serving.folder import Folder
 from edgert.serving.repository import Repository
 from edgert.serving.roster import Roster
 from edgert.serving.service import Limits, Service
-from edgert.serving.zmq import Front
-from edgert.transport import notify
+from edgert.serving.zmq import FLUSH_S, Front
+from edgert.transport import notify, sockets
 from edgert.transport.keys import Keyring
 
 __all__ = ["Daemon", "Settings", "serve"]
@@ -94,6 +94,7 @@ def serve(settings: Settings) -> bool:
             stop.wait()
         finally:
             done = daemon.stop()
+            sockets.flush(FLUSH_S)
     return done
 
 

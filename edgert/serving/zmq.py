@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,6 +34,8 @@ from edgert.transport.sockets import Inbox
 
 _log = logging.getLogger(__name__)
 Status: TypeAlias = Callable[[], Mapping[str, Any]]
+FLUSH_S = 2.0
+"""How long the last answers may take to leave."""
 _MOST_HELD = 256
 _QUEUE = 64
 """Messages of one client that wait to be read; more wait with the client."""
@@ -79,7 +82,9 @@ class Front:
             self._take(who, call)
 
     def close(self) -> None:
-        """Listen no more. Answers that were given are with the clients' connections by then. Harmless twice."""
+        """Listen no more. Answers that were given leave within `FLUSH_S`, if the process lives (`sockets.flush`)."""
+        with suppress(Closed):
+            self._inbox.linger(FLUSH_S)
         self._inbox.close()
         if self._thread.is_alive():
             self._thread.join()

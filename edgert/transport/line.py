@@ -103,10 +103,7 @@ class Line:
     def _serve(self) -> None:
         try:
             while not self._closed:
-                message = self._outbox.receive(time.monotonic() + self._wait_s())
-                while message is not None:
-                    self._take(message)
-                    message = self._outbox.receive(0.0)
+                self._drain(self._outbox.receive(time.monotonic() + self._wait_s()))
                 self._notice_breaks()
                 self._send_waiting()
                 self._expire()
@@ -116,6 +113,12 @@ class Line:
                 left = list(self._pending)
             for request in left:
                 self._settle(request, self._over())
+
+    def _drain(self, message: object | None) -> None:
+        """Take this message and all others that are there."""
+        while message is not None:
+            self._take(message)
+            message = self._outbox.receive(0.0)
 
     def _wait_s(self) -> float:
         with self._lock:
@@ -142,6 +145,7 @@ class Line:
         if breaks == self._breaks:
             return
         self._breaks = breaks
+        self._drain(self._outbox.receive(0.0))  # answers that came before the end
         with self._lock:
             lost = [number for number, each in self._pending.items() if each.sent]
         for number in lost:

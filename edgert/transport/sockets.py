@@ -108,6 +108,12 @@ class _Port:
         with self._receiving, self._lock:
             self._dropped()
 
+    def linger(self, limit_s: float) -> None:
+        """What was sent before `close` may still leave for so long after it; `flush` waits for that."""
+        with self._lock:
+            self._check_open()
+            self._socket.linger = round(1e3 * limit_s)
+
     def _keep(self, start: ExitStack) -> None:
         """What was started lasts until `close`, or until nobody holds this any more."""
         self._dropped = weakref.finalize(self, start.pop_all().close)
@@ -396,6 +402,24 @@ def _context() -> zmq.Context[Any]:
         if _shared is None:
             _shared = zmq.Context()
         return _shared
+
+
+def flush(limit_s: float) -> bool:
+    """Wait for what closed inproc and ipc sockets still have to send; for the end of a process, which makes none after.
+
+    Returns:
+        Whether all left, or there was nothing; False when the limit passed, or a socket is still open.
+    """
+    global _shared
+    with _making:
+        context, _shared = _shared, None
+    if context is None:
+        return True
+    # Ending a context waits for all its sockets, without a limit of its own.
+    ending = threading.Thread(target=context.term, name="edgert flush", daemon=True)
+    ending.start()
+    ending.join(limit_s)
+    return not ending.is_alive()
 
 
 def _secure(socket: zmq.Socket[bytes], pair: KeyPair) -> None:
