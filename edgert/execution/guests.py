@@ -5,6 +5,7 @@ of models on its device.
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -87,9 +88,11 @@ class Guests:
         if method not in _METHODS:
             raise OptionError(f"an executor does not {method!r} for others.", "Use the same edgert on both ends.")
         values = dict(call.values)
+        folder: Path | None = None
         if method == "prepare":
             files = {own: values.pop(key) for key, own in call.facts["files"].items()}
             body = self._own_words(body, files)
+            folder = Path(body["source"]["path"]).parent
         elif "device" in body:
             body["device"] = asdict(self._device)
         guest = self._hired(name)
@@ -102,6 +105,8 @@ class Guests:
         finally:
             guest.at_work -= 1
             guest.used_s = time.monotonic()
+            if folder is not None:  # a library that maps a file keeps it, though it has no name any more
+                shutil.rmtree(folder, ignore_errors=True)
         return {**answer, "device": self._device.id}, made
 
     def _own_words(self, body: Mapping[str, Any], files: Mapping[str, Carried]) -> dict[str, Any]:
