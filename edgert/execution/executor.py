@@ -25,7 +25,7 @@ import numpy as np
 
 from edgert import errors
 from edgert.devices import backend
-from edgert.devices.backend import Runnable, Source
+from edgert.devices.backend import Runnable, RunsInto, Source
 from edgert.devices.host import resident_bytes, source_from_json
 from edgert.errors import DeadlineExceeded, EdgertError, Garbage, Overloaded, PrepareRefused, RunFailed
 from edgert.execution.checks import check_values
@@ -34,7 +34,7 @@ from edgert.execution.guests import Guests
 from edgert.execution.mail import Mail, open_values
 from edgert.machine import Device, Reach, device_from_json
 from edgert.profile import Target
-from edgert.tensor import Data
+from edgert.tensor import Array, Data, DType, numpy_dtype
 from edgert.transport import notify
 from edgert.transport.messages import (
     Answer,
@@ -58,6 +58,7 @@ from edgert.transport.messages import (
     Welcome,
     Work,
 )
+from edgert.transport.shm import Slot
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 4096
@@ -75,6 +76,8 @@ class _Segment:
     target: Target
     model: str
     """Whose share of the device it is charged to."""
+    runs_into: bool = False
+    """Whether it writes its outputs where it is told."""
     runs: int = 0
     mean_s: float = 0.0
 
@@ -127,6 +130,8 @@ class Executor:
         self._running: tuple[Running, float] | None = None
         self._stopped = threading.Event()
         self._folder: TemporaryDirectory[str] | None = None
+        self._slots: dict[str, Slot] = {}
+        """Where the run that goes on writes its outputs."""
         self._unpacking = threading.Lock()
         self._guests = Guests(device, reaches, self._unpacked)
 
@@ -278,7 +283,7 @@ class Executor:
             self._running = (Running(work.request, work.attempt, work.segment, 0.0), now_s)
             inputs = open_values(self._mail, job.values)
             self._check_inputs(segment, inputs)
-            outputs = segment.runnable.run(inputs)
+            outputs = self._outputs(segment, job.leg, inputs)
             self._mail.check(job.values)
             check_values(f"{segment.target} in {self.name}", outputs, segment.source.outputs, sizes=False)
         except EdgertError as error:
@@ -295,6 +300,24 @@ class Executor:
         self._hand_on(job, outputs, run_s)
         self._release_slots(job)
 
+    def _outputs(self, segment: _Segment, leg: Leg, inputs: Mapping[str, Data]) -> dict[str, Data]:
+        """A run, computed into shared memory where the library can and the readers map it."""
+        runnable = segment.runnable
+        if not segment.runs_into or not isinstance(runnable, RunsInto):
+            return runnable.run(inputs)
+
+        def place(name: str, dtype: DType, shape: tuple[int, ...]) -> Array:
+            if name in self._slots:  # it asks again, and will not use what it got before
+                self._slots.pop(name).drop()
+            readers = [send.endpoint for send in leg.sends if name in send.values]
+            slot = self._mail.room(readers, dtype, shape)
+            if slot is None:
+                return np.empty(shape, numpy_dtype(dtype))
+            self._slots[name] = slot
+            return slot.array
+
+        return runnable.run_into(inputs, place)
+
     def _check_inputs(self, segment: _Segment, inputs: Mapping[str, Data]) -> None:
         who = f"{self.name} reads {segment.target}'s input"
         try:
@@ -304,9 +327,14 @@ class Executor:
 
     def _hand_on(self, job: _Job, outputs: Mapping[str, Data], run_s: float) -> None:
         """Send every reader what it reads."""
-        work = job.work
-        for send in job.leg.sends:
-            home, values = self._mail.place(send.endpoint, {name: outputs[name] for name in send.values})
+        work, slots, sends = job.work, self._slots, job.leg.sends
+        published = {
+            name: slot.publish([send.endpoint for send in sends if name in send.values])
+            for name, slot in slots.items()
+            if outputs[name] is slot.array
+        }
+        for send in sends:
+            home, values = self._mail.place(send.endpoint, {name: outputs[name] for name in send.values}, published)
             if send.segment:
                 message: Message = Work(
                     work.request, work.attempt, work.deadline_s, work.route, send.segment, values, home
@@ -314,9 +342,17 @@ class Executor:
             else:
                 message = Done(work.request, work.attempt, work.segment, values, home, {"run_s": run_s})
             self._mail.send(send.endpoint, message)
+        self._drop_slots()
+
+    def _drop_slots(self) -> None:
+        """Give back what a run did not fill; harmless for slots that were published."""
+        for slot in self._slots.values():
+            slot.drop()
+        self._slots.clear()
 
     def _fail(self, job: _Job, error: EdgertError) -> None:
         work = job.work
+        self._drop_slots()
         self._mail.send(job.leg.caller, Failed(work.request, work.attempt, work.segment, errors.to_json(error)))
         self._release_slots(job)
 
@@ -391,7 +427,7 @@ class Executor:
         cache = Path(facts["cache"]) if facts["cache"] and not order.files else None
         before_bytes, started_s = resident_bytes(), time.perf_counter()
         runnable = backend(target.backend).prepare(source, target, self.device, cache)
-        return _Segment(runnable, source, target, str(facts["model"])), {
+        return _Segment(runnable, source, target, str(facts["model"]), isinstance(runnable, RunsInto)), {
             "ran_on": dict(runnable.ran_on),
             "prepare_s": time.perf_counter() - started_s,
             "memory_bytes": max(0, resident_bytes() - before_bytes),

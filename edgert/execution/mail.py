@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from edgert.errors import Closed, Overloaded, SharedMemoryError, TransportError
-from edgert.tensor import Data
+from edgert.tensor import Data, DType, numpy_dtype
 from edgert.transport.keys import Keyring
 from edgert.transport.messages import Carried, Descriptor, Done, Free, Hello, Message, Work
-from edgert.transport.shm import Pool, Reader
+from edgert.transport.shm import Pool, Reader, Slot
 from edgert.transport.sockets import Inbox, Outbox, host_id
 
 _log = logging.getLogger(__name__)
@@ -157,20 +158,45 @@ class Mail:
         self._pool.reclaim(endpoint)
         self._apart.discard(endpoint)
 
-    def place(self, reader: str, values: Mapping[str, Data]) -> tuple[str, dict[str, Carried]]:
-        """Values as a message to `reader` carries them, and where their slots are to be given back ('': no slots)."""
-        if reader.startswith(("tcp:", _PEER)) or reader in self._apart:
+    def place(
+        self, reader: str, values: Mapping[str, Data], published: Mapping[str, Descriptor] | None = None
+    ) -> tuple[str, dict[str, Carried]]:
+        """Values as a message to `reader` carries them, and where their slots are to be given back ('': no slots).
+
+        Args:
+            reader: its endpoint.
+            values: by name.
+            published: of those that lie in a slot already, which was published for this reader too.
+        """
+        if not self._shares(reader):
             return "", dict(values)
         home, carried = "", dict[str, Carried]()
         for name, value in values.items():
             carried[name] = value
-            if isinstance(value, np.ndarray) and value.nbytes > _SMALL_BYTES and value.dtype != object:
+            if published and name in published:
+                carried[name], home = published[name], self.endpoint
+            elif isinstance(value, np.ndarray) and value.nbytes > _SMALL_BYTES and value.dtype != object:
                 try:
                     carried[name] = self._pool.put(value, (reader,), deadline_s=0.0)
                     home = self.endpoint
                 except (Overloaded, SharedMemoryError) as error:
                     self._note("inline", error.message)
         return home, carried
+
+    def room(self, readers: Sequence[str], dtype: DType, shape: tuple[int, ...]) -> Slot | None:
+        """A slot to compute a value into, so that it need not be copied; None where it would not travel in one."""
+        small = math.prod(shape) * numpy_dtype(dtype).itemsize <= _SMALL_BYTES
+        if small or not readers or not all(map(self._shares, readers)):
+            return None
+        try:
+            return self._pool.take(dtype, shape, deadline_s=0.0)
+        except (Overloaded, SharedMemoryError) as error:
+            self._note("inline", error.message)
+            return None
+
+    def _shares(self, reader: str) -> bool:
+        """Whether a reader maps this process's memory."""
+        return not (reader.startswith(("tcp:", _PEER)) or reader in self._apart)
 
     def view(self, descriptor: Descriptor) -> Data:
         """The array in place, read-only; see `shm.Reader.view`."""

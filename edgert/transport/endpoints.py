@@ -121,8 +121,9 @@ def private_folder() -> Path:
         base = Path("/tmp")
     try:
         for left in base.glob("edgert-*.sockets"):
-            if left.stat().st_uid == os.getuid() and not _owner_lives(left):
-                shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another process that starts now removes them too
+                if left.stat().st_uid == os.getuid() and not _owner_lives(left):
+                    shutil.rmtree(left, ignore_errors=True)
         folder = base / f"edgert-{os.getpid()}-{secrets.token_hex(4)}.sockets"
         folder.mkdir(mode=0o700)
     except OSError as error:

@@ -123,6 +123,7 @@ def test_a_stopped_executor_is_replaced(begin, x, happens):
     pipeline = begin("right@gpu:0", "onnxruntime")
     pid = pid_of(pipeline)
     os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)  # the signal takes its time
     made = pipeline.run({"x": x})
     assert np.array_equal(made.outputs["y"], 2 * x + 1)
     assert made.target == target("onnxruntime")
@@ -394,3 +395,35 @@ def test_models_share_the_executor_of_a_device_and_it_ends_with_the_last(line, f
     other.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_library_that_can_computes_into_shared_memory_and_all_of_it_is_freed(fork, machine_of, tmp_path):
+    machine = machine_of("onnxruntime")
+    cores = sorted(os.sched_getaffinity(0))[:1]
+    segments = [
+        Segment(target("onnxruntime"), ("add1", "add2", "add3"), ("x",), ("v1", "v2", "v3")),
+        Segment(target("onnxruntime"), ("sum",), ("v1", "v2", "v3"), ("y",)),
+    ]
+    plan = plan_of(fork, segments, [Instance(number, tuple(cores)) for number in range(2)], machine)
+    fleet = Fleet(PATIENT, "inproc")  # in this process, so that its pools can be looked at
+    pipeline = start(plan, source_at(fork), machine, tmp_path, fleet=fleet)
+    try:
+        (member,) = pipeline.members()
+        pool = member.thread._mail._pool
+        given = []
+        take = pool.take
+        pool.take = lambda dtype, shape, **more: given.append(shape) or take(dtype, shape, **more)
+        pool.put = None  # nothing is copied into it
+        for rows in (1000, 1000, 3000, 500):
+            x = np.full((rows, 4), rows, np.float32)
+            made = pipeline.run({"x": x})
+            assert np.array_equal(made.outputs["y"], 3 * x + 6)
+            assert made.reason == ""
+        assert given
+        done = threading.Event()
+        fleet.post(done.set)  # after the messages that free the last slots
+        assert done.wait(60)
+        while pool.used_bytes:  # the executor's own loop reads them in its own time
+            assert pipeline.run({"x": np.ones((1, 4), np.float32)}).reason == ""
+    finally:
+        pipeline.close()
