@@ -218,7 +218,8 @@ class Pipeline:
         Args:
             inputs: as for `run`.
             finish: makes the future's result.
-            deadline_s, priority: see `Workers.submit`; so for what it raises.
+            deadline_s: seconds from now; see `Workers.submit`, also for what it raises.
+            priority: higher goes first.
         """
         with self._lock:
             self._check_open()

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,7 @@ from edgert.execution.pipeline import Isolation, Pipeline, verified_targets
 from edgert.execution.reserve import Reserve
 from edgert.execution.routes import Stage, stages
 from edgert.execution.segments import Parts, parts_of
+from edgert.execution.shadow import Drift
 from edgert.execution.staged import StagedPipeline
 from edgert.execution.trial import Witness
 from edgert.execution.ways import Wanted, Way
@@ -37,6 +39,7 @@ _SLACK = 4.0
 def start(
     plan: Plan, source: Source, machine: Machine, cache: Path | None = None, isolation: Isolation = "auto",
     *, parts: Parts | None = None, limits: Limits | None = None, fleet: Fleet | None = None,
+    drifted: Callable[[Drift], None] = lambda _drift: None,
 ) -> Running:  # fmt: skip
     """A plan made ready.
 
@@ -49,6 +52,7 @@ def start(
         parts: the segments' files, where they are there already; else they are cut from the model.
         limits: for executors; else the defaults.
         fleet: whose executors to use; else those of this process. It is given back by `close`.
+        drifted: told of numbers that are wrong while serving, in a thread that may take its time.
 
     Raises:
         DeviceLost: neither the plan's targets nor any fallback prepares; with each one's reason.
@@ -58,7 +62,7 @@ def start(
     build = _Build(plan, source, machine, cache, parts=parts)
     users = fleet or (fleets.shared() if limits is None else Fleet(limits))
     try:
-        return build.start(users)
+        return build.start(users, drifted)
     except BaseException:
         build.release()
         raise
@@ -95,7 +99,7 @@ class _Build:
         self.name = f"{source.path.name}.{os.getpid()}.{next(_numbers)}"
         self._temporary: TemporaryDirectory[str] | None = None
 
-    def start(self, fleet: Fleet) -> StagedPipeline:
+    def start(self, fleet: Fleet, drifted: Callable[[Drift], None]) -> StagedPipeline:
         plan, ways, refusals = self.plan, list[Way](), list[str]()
         others = list(itertools.takewhile(lambda target: not is_cpu(target), plan.fallbacks))
         for number, target in enumerate((None, *others)):
@@ -106,7 +110,7 @@ class _Build:
                 refusals.append(f"{name}: {error.message}")
         return StagedPipeline(
             plan, fleet, ways, self._reserve(), name=self.source.path.name, witness=self._witness(fleet.limits),
-            verified=verified_targets(plan), refusals=refusals, release=self.release,
+            verified=verified_targets(plan), refusals=refusals, release=self.release, drifted=drifted,
         )  # fmt: skip
 
     def release(self) -> None:
