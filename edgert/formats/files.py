@@ -18,7 +18,9 @@ from edgert.errors import ModelCorrupt, ModelNotFound, OptionError
 
 _BLOCK_BYTES = 1 << 24
 _COPIED_BYTES = 1 << 20
-_KERNEL_BYTES = 1 << 28
+_KERNEL_BYTES = 1 << 24
+"""Copied at once; then what was written goes to the disk. Pages that wait for that cannot be dropped, and a control
+group that is full of them kills."""
 _LARGE_BYTES = 1 << 26
 
 
@@ -135,6 +137,8 @@ def copy_range(source: Path, offset: int, size: int, file: BinaryIO) -> None:
                 )):  # fmt: skip
                     offset, size = offset + moved, size - moved
                     file.seek(moved, os.SEEK_CUR)
+                    if moved == _KERNEL_BYTES:
+                        _settle(file)
         reader.seek(offset)
         while size:
             piece = reader.read(min(size, _COPIED_BYTES))
@@ -142,6 +146,14 @@ def copy_range(source: Path, offset: int, size: int, file: BinaryIO) -> None:
                 raise OSError(f"{source} ended {size} bytes early")
             file.write(piece)
             size -= len(piece)
+            if file.tell() % _KERNEL_BYTES < len(piece):
+                _settle(file)
+
+
+def _settle(file: BinaryIO) -> None:
+    """Have what was written reach the disk, so that its pages can be dropped."""
+    file.flush()
+    os.fdatasync(file.fileno()) if hasattr(os, "fdatasync") else os.fsync(file.fileno())
 
 
 def digest_with(own: str, companions: Iterable[tuple[str, Path]]) -> str:
@@ -171,6 +183,8 @@ def copy_view(content: memoryview, file: BinaryIO) -> None:
     for low in range(0, len(content), _COPIED_BYTES):
         piece = content[low : low + _COPIED_BYTES]
         file.write(piece)
+        if file.tell() % _KERNEL_BYTES < len(piece):
+            _settle(file)
         if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             first = -(-(start + low) // page) * page  # pages that lie in the piece as a whole
             last = (start + low + len(piece)) // page * page

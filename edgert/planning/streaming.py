@@ -23,7 +23,7 @@ from edgert.execution.streaming import LEAN_FOLDER, LeanParts
 from edgert.execution.streaming_host import SERVICE, prepare_streamed, resident_of
 from edgert.formats import ModelFile
 from edgert.graph import Graph
-from edgert.measure import RUN_LIMIT_S, hold, sample_name
+from edgert.measure import RUN_LIMIT_S, sample_name
 from edgert.partitioner.blocks import Block, blocks_of
 from edgert.partitioner.cuts import UNKNOWN_BYTES, weights_of
 from edgert.partitioner.residency import Load, Turns, take_turns
@@ -210,7 +210,9 @@ class _Child:
         device = course.machine.device(target.device)
         files = work.copies if target.backend == LAST_RESORT else work.parts
         parts = [Prepare(files.source(segment, values), target, device) for segment in segments]
-        hold(remote, course.samples)
+        for index, sample in enumerate(course.samples):
+            # Not by `measure.hold`, whose ceiling counts the weights that ONNX Runtime maps, and not what is resident.
+            remote.hold(sample_name(index), sample)
         resident_of(remote, reset=True)
         outputs = [value.name for value in course.source.outputs]
         runnable = prepare_streamed(remote, parts, outputs, turns.held, timeout_s=course.prepare_limit_s)
