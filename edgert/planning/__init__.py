@@ -23,6 +23,7 @@ from edgert.machine import Machine
 from edgert.plan import Controls, Plan, Segment, Verification
 from edgert.planning.candidates import LAST_RESORT, Candidates, candidates
 from edgert.planning.choose import Choice, check, fastest, latency_choice, standing, throughput_choice
+from edgert.planning.drift import distrust
 from edgert.planning.fallbacks import fallbacks, require_last_resort
 from edgert.planning.reference import Checker, Reference, evaluate, settle
 from edgert.planning.remember import Memory, Wish
@@ -32,7 +33,7 @@ from edgert.samples import controls, digest_of, synthesise
 from edgert.tensor import Data
 from edgert.verify import draws_random_numbers
 
-__all__ = ["Assignment", "Memory", "Wish", "first_plan", "make_plan", "user_samples"]
+__all__ = ["Assignment", "Memory", "Wish", "distrust", "first_plan", "make_plan", "user_samples"]
 
 _log = logging.getLogger(__name__)
 _SMALL_BYTES = 1 << 20

@@ -80,6 +80,12 @@ class Memory:
     def keep_plan(self, wish: Wish, plan: Plan) -> None:
         self._write(self._path("plans", wish), plan.to_json())
 
+    def forget_plan(self, wish: Wish) -> None:
+        """The next one who wishes the same gets a plan that is made then."""
+        path = self._path("plans", wish)
+        if path is not None:
+            path.unlink(missing_ok=True)
+
     def rows(self, samples: str) -> Mapping[Target, Row]:
         """What is known of targets, measured with the same versions."""
         path = self._path("profiles", samples)
