@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, get_args
@@ -25,6 +26,7 @@ from edgert.execution.climate import CLIMATE, Climate, Eased
 from edgert.execution.events import Event
 from edgert.execution.pipeline import Isolation, Made
 from edgert.execution.segments import Parts
+from edgert.execution.shadow import Drift
 from edgert.execution.start import Running, start
 from edgert.feed import Feeder
 from edgert.formats import memo
@@ -39,6 +41,8 @@ if TYPE_CHECKING:  # a bundle needs no planner, and a small box may have none of
 
 _log = logging.getLogger(__name__)
 DEFAULT_BUDGET_S = 10.0
+_MOST_ROUTES = 1000
+"""Sizes of free axes that a model remembers."""
 _ONE_SEARCH = threading.Lock()
 """Two searches in the background at once would time each other's noise."""
 
@@ -133,7 +137,10 @@ def load(
     if plan is not None and guard.has_room(plan):
         source = Source(file, plan.format, plan.inputs, plan.outputs, plan.own_precision)
         with suppress(NotEnoughMemory):  # less is left today than when it was made: plan anew, within that
-            return _started(plan, source, machine, memory.compiled(), isolation, limit_bytes=limit_bytes)
+            return _started(
+                plan, source, machine, memory.compiled(), isolation, limit_bytes=limit_bytes,
+                drifted=partial(planning.distrust, memory, wish, source),
+            )  # fmt: skip
         wish = replace(wish, memory_limit_bytes=limit_bytes or guard.within_reach())
     say = progress or (lambda _message, _share: None)
     assignment = Assignment(_open(file, model_digest), machine, wish, memory, budget_s, chosen, say)
@@ -150,8 +157,11 @@ def _planned(assignment: Assignment, isolation: Isolation) -> Model:
     make = planning.make_plan if assignment.budget_s else planning.first_plan
     source, machine, compiled = assignment.source, assignment.machine, assignment.memory.compiled()
     limit_bytes = assignment.wish.memory_limit_bytes
+    drifted = partial(planning.distrust, assignment.memory, assignment.wish, source)
     try:
-        return _started(make(assignment), source, machine, compiled, isolation, limit_bytes=limit_bytes)
+        return _started(
+            make(assignment), source, machine, compiled, isolation, limit_bytes=limit_bytes, drifted=drifted
+        )
     except NotEnoughMemory:
         if limit_bytes:
             raise
@@ -163,6 +173,7 @@ def _planned(assignment: Assignment, isolation: Isolation) -> Model:
 def _started(
     plan: Plan, source: Source, machine: Machine, compiled: Path | None, isolation: Isolation,
     *, limit_bytes: int, parts: Parts | None = None, reason: str = "", release: Callable[[], None] = lambda: None,
+    drifted: Callable[[Plan, Drift], None] = lambda _plan, _drift: None,
 ) -> Model:  # fmt: skip
     """The model of a plan, or of as much of it as fits into the memory that is left; its receipts then say so.
 
@@ -175,7 +186,7 @@ def _started(
         _log.warning("%s: %s", source.path.name, why)
 
     def made_ready(plan: Plan) -> Running:
-        return start(plan, source, machine, compiled, isolation, parts=parts)
+        return start(plan, source, machine, compiled, isolation, parts=parts, drifted=partial(drifted, plan))
 
     model = Model(made_ready(fit), source, machine, reason="; ".join(filter(None, (reason, why))), release=release)
     model.heed(CLIMATE, made_ready)
@@ -277,6 +288,8 @@ class Model:
         self._axes = free_axes(pipeline.plan.inputs)
         self._others: dict[Bucket, Model] = {}
         """Those that answer requests of other shape buckets; `self` where the same plan serves."""
+        self._routes: tuple[Plan, dict[object, tuple[Model | None, str]]] = (pipeline.plan, {})
+        """What `_for_shapes` found, by the sizes of the free axes, while this plan runs."""
         self._improving: threading.Thread | None = None
         self._stop = threading.Event()
         self._throttled = ""
@@ -489,6 +502,7 @@ class Model:
                 self._others[bucket] = self
             else:
                 self._others[bucket] = other
+        self._routes = (self.plan, {})
         return self
 
     @property
@@ -501,6 +515,16 @@ class Model:
         plan = pipeline.plan
         if not plan.shapes:  # nothing was measured
             return None, ""
+        if self._routes[0] is not plan or len(self._routes[1]) > _MOST_ROUTES:
+            self._routes = (plan, {})
+        # A request costs microseconds, and most are of a size that came before.
+        sizes = tuple([getattr(feed.get(name), "shape", ())[axis : axis + 1] for name, axis in self._axes])
+        known = self._routes[1]
+        if sizes not in known:
+            known[sizes] = self._route(plan, feed)
+        return known[sizes]
+
+    def _route(self, plan: Plan, feed: Mapping[str, Data]) -> tuple[Model | None, str]:
         bucket = bucket_of(self._axes, shapes_of(feed))
         if bucket == bucket_of(self._axes, plan.shapes):
             return None, ""
