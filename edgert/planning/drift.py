@@ -1,4 +1,4 @@
-"""Wrong numbers, seen while serving: the plan is forgotten, and the next one is made without what gave them.
+"""Wrong numbers, seen while serving: the plan is forgotten, and the next one is made without what gave them."""
 
 from __future__ import annotations
 
