@@ -5,8 +5,8 @@
 A hop is the time from the producer's run returning to the consumer's run being ready to start, its input at hand. The
 producer is an ONNX Runtime session that writes fresh numbers each time, into a slot of shared memory; what travels is
 a descriptor, over the sockets that executors use. Beside it, in the same rounds: the same bytes as a message of plain
-pyzmq (a copy in, a copy out), and the hop between two threads over `inproc`. Sizes and ways take turns, so what slows
-the machine for a while slows all of them.
+pyzmq (a copy in, a copy out), and the hop between two threads over `inproc`. Sizes and ways take turns, a few hops
+each, so what slows the machine for a while slows all of them.
 
 Asked for: at most 150 us at every size over ipc, the slowest size within 1.5 times the fastest; at most 60 us over
 inproc.
@@ -51,6 +51,9 @@ LIMITS_US = {"ipc": 150.0, "inproc": 60.0}
 FLAT = 1.5
 PLAIN = "plain pyzmq"
 _WARM = 5
+"""Rounds that do not count."""
+_AGAIN = 3
+"""Hops of one way and size that are timed in a round."""
 _PATIENCE_S = 60.0
 _ANSWER = struct.Struct("<dd")
 
@@ -86,10 +89,11 @@ def measure(rounds: int) -> list[Hop]:
             for number in range(rounds + _WARM):
                 for size in SIZES:
                     for way, hand in ways.items():
-                        taken[way, size].append(hand(producers[size], number))
+                        hand(producers[size], number)  # a stream: what ran before this size is not its affair
+                        taken[way, size] += [hand(producers[size], number + again) for again in range(_AGAIN)]
         finally:
             gc.enable()
-    return [_summary(way, size, times[_WARM:]) for (way, size), times in taken.items()]
+    return [_summary(way, size, times[_WARM * _AGAIN :]) for (way, size), times in taken.items()]
 
 
 def producer(folder: Path, size: int) -> Runnable:
