@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from edgert.devices.backend import Source
@@ -101,7 +101,7 @@ class Watch:
             verdict = self._learn(key, inputs, made)
             if verdict.fallback is not None:
                 return _instead(verdict, verdict.fallback, inputs)
-        return replace(made, confirmed=made.targets == verdict.right)
+        return made._replace(confirmed=made.targets == verdict.right)
 
     def close(self) -> None:
         """Release the fallbacks that were prepared."""

@@ -12,11 +12,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from edgert.devices import backend
 from edgert.devices.backend import Runnable, Source
@@ -44,9 +43,8 @@ _FEWEST_PREPARE_S = 60.0
 """A run on an isolated device counts as hung after `_HANG_FACTOR` times its measured time, but not before this."""
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """Outputs, and how they were really made."""
+class Made(NamedTuple):
+    """Outputs, and how they were really made. A tuple, since one is made for each request."""
 
     outputs: dict[str, Data]
     targets: tuple[Target, ...]
