@@ -19,6 +19,10 @@ Stand: TypeAlias = Literal["waiting", "flying", "reserve", "over"]
 _callbacks = ThreadPoolExecutor(1, thread_name_prefix="edgert callbacks")
 
 
+def _nothing() -> None:
+    """In place of what is over."""
+
+
 class Promise(Future[Answer]):
     """A future that can be cancelled until it is answered, and whose callbacks hold up no other request."""
 
@@ -32,6 +36,10 @@ class Promise(Future[Answer]):
         if cancelled:
             self._called_off()
         return cancelled
+
+    def let_go(self) -> None:
+        """The request is over: hold nothing of it any more, however long the caller keeps this."""
+        self._called_off = _nothing
 
     def add_done_callback(self, fn: Callable[[Future[Answer]], object]) -> None:
         """As `Future.add_done_callback`; runs in a thread of edgert's that answers nothing else."""

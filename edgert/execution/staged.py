@@ -39,6 +39,8 @@ from edgert.transport.messages import Cancel, Done, Failed, Work
 _log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 _MOST_AHEAD = 64
+_CAUTION = 1.6
+"""A request is refused when so many times its expected wait would pass its deadline: better at once than late."""
 _LOOK_S = 0.25
 """How often requests that nobody answers are looked for."""
 _NEW = 0.1
@@ -195,7 +197,7 @@ class StagedPipeline:
         way = self._ladder.usable()
         if way is None:
             return waiting * self._reserve.expected_s()
-        return (waiting - 1) * max(self._mean_gap_s, way.bottleneck_s()) * 1.25 + 1.5 * way.total_s()
+        return (waiting - 1) * max(self._mean_gap_s, way.bottleneck_s()) * _CAUTION + 1.5 * way.total_s()
 
     # A request, in the loop ----------------------------------------------------------------------------------------
 
@@ -470,7 +472,8 @@ class StagedPipeline:
         self._fleet.over(flight.number)
         if self._flights.pop(flight.number, None) is not None and flight.promise is not None:
             self._under_way.add(-1)
-            flight.promise = None  # they know each other: without this only the collector would free them
+            flight.promise.let_go()
+            flight.promise = None
         if self._closed and not self._flights:
             self._empty.set()
         self._dispatch()
