@@ -26,7 +26,6 @@ from edgert.execution.climate import CLIMATE, Climate, Eased
 from edgert.execution.events import Event
 from edgert.execution.pipeline import Isolation, Made
 from edgert.execution.segments import Parts
-from edgert.execution.shadow import Drift
 from edgert.execution.start import Running, start
 from edgert.feed import Feeder
 from edgert.formats import memo
@@ -37,6 +36,7 @@ from edgert.result import Inputs, Result
 from edgert.tensor import Data
 
 if TYPE_CHECKING:  # a bundle needs no planner, and a small box may have none of what that imports
+    from edgert.execution.shadow import Drift
     from edgert.planning import Assignment, Wish
 
 _log = logging.getLogger(__name__)
