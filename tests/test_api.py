@@ -12,8 +12,8 @@ import pytest
 import edgert
 
 EXPORTED = [
-    "Client", "Device", "EdgertError", "Machine", "Model", "Plan", "Receipt", "Result", "Target", "Tolerance", "__version__",
-    "connect", "errors", "load", "probe",
+    "Client", "Device", "EdgertError", "Machine", "Model", "Plan", "Receipt", "Result", "Target", "Tolerance",
+    "__version__", "connect", "errors", "load", "probe",
 ]  # fmt: skip
 
 
