@@ -663,7 +663,7 @@ def test_a_damaged_copy_in_the_cache_is_replaced(alone, line, machine, x, tmp_pa
 def test_a_second_load_starts_no_child(alone, machine, tmp_path, monkeypatch):
     edgert.load(alone, machine=machine, cache_dir=tmp_path).close()
     names = []
-    monkeypatch.setattr(measure.Remotes, "borrow", lambda _, name: names.append(name))
+    monkeypatch.setattr(measure.Remotes, "borrow", lambda _, name, *_at: names.append(name))
     edgert.load(alone, machine=machine, cache_dir=tmp_path).close()
     assert not names
 

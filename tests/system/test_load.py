@@ -54,7 +54,9 @@ def spied(monkeypatch):
     """Names of the children that are started or reused from now on."""
     names = []
     borrow = measure.Remotes.borrow
-    monkeypatch.setattr(measure.Remotes, "borrow", lambda self, name: names.append(name) or borrow(self, name))
+    monkeypatch.setattr(
+        measure.Remotes, "borrow", lambda self, name, *at: names.append(name) or borrow(self, name, *at)
+    )
     return names
 
 
