@@ -30,7 +30,7 @@ VISIT_S = 0.02
 HEATS = 0.4
 """Part of the time that goes to the heats."""
 SESSIONS = 4
-"""Of the final."""
+"""Of the final; a measurement of less than a second makes do with one."""
 LEAST_HEATS, LEAST_FINALS = 3, 12
 """Rounds that are run even when the time is over; those of the final are shared by its sessions."""
 HOPELESS, TOO_SLOW = 20.0, 4.0
@@ -118,16 +118,17 @@ def _final(
     """Round medians of each, and how many rounds each session had; renewing costs none of the time."""
     before = {entry.name: len(entry.medians_s) for entry in finalists}
     sessions: list[int] = []
-    for session in range(SESSIONS):
+    wanted = SESSIONS if seconds >= 1 - HEATS else 1
+    for session in range(wanted):
         if session:
             for entry in finalists:
                 if entry.renew is not None and entry.contender is not None:
                     entry.renew(entry)
-        end_s, rounds = time.perf_counter() + seconds / SESSIONS, 0
+        end_s, rounds = time.perf_counter() + seconds / wanted, 0
         while any(entry.contender is not None for entry in finalists) and (
-            rounds < LEAST_FINALS // SESSIONS or time.perf_counter() < end_s
+            rounds < LEAST_FINALS // wanted or time.perf_counter() < end_s
         ):
-            tell(f"final, session {session + 1} of {SESSIONS}", HEATS + (1 - HEATS) * session / SESSIONS)
+            tell(f"final, session {session + 1} of {wanted}", HEATS + (1 - HEATS) * session / wanted)
             play_round(finalists, rng)
             rounds += 1
         sessions.append(rounds)

@@ -112,9 +112,15 @@ def test_finalists_are_renewed_before_each_session_but_the_first():
     renewed = []
     for entry in entries:
         entry.renew = lambda again: renewed.append(again.name)
-    outcome = race(entries, 0.0, random.Random(1))
+    outcome = race(entries, 1.0, random.Random(1))
     assert renewed == ["chosen", "near"] * 3
+    assert len(outcome.sessions) == 4
     assert sum(outcome.sessions) == len(outcome.finals["chosen"])
+
+
+def test_a_hasty_measurement_has_one_session():
+    outcome = race(_field(Weather()), 0.0, random.Random(1))
+    assert outcome.sessions == (12,)
 
 
 def test_luck_of_whole_sessions_widens_the_interval():
