@@ -73,6 +73,51 @@ class Received(NamedTuple):
     """The sender's public key, proven; '' where the transport has none (inproc, ipc)."""
 
 
+class _Bell:
+    """A pipe that wakes a poll. May be rung from any thread or signal handler, also after its end.
+
+    Whoever rings late must not write into what another part of the process has opened under the same number since.
+    """
+
+    def __init__(self) -> None:
+        # Reentrant: a signal handler may ring while its own thread does.
+        self._lock = threading.RLock()
+        self._open = True
+        self.fd, self._write = os.pipe()
+        """To poll."""
+        os.set_blocking(self.fd, False)
+        os.set_blocking(self._write, False)
+
+    def ring(self, how: bytes) -> None:
+        """Write a byte; harmless when it is full of them, or closed."""
+        with self._lock, contextlib.suppress(BlockingIOError):
+            if self._open:
+                os.write(self._write, how)
+
+    def heard(self) -> bytes:
+        """What was rung since the last time.
+
+        Raises:
+            Closed: it is, as by the interpreter at its end.
+        """
+        with self._lock:
+            if not self._open:
+                raise Closed("the socket was closed.")
+            try:
+                return os.read(self.fd, 4096)
+            except BlockingIOError:
+                return b""
+
+    def close(self) -> None:
+        """End it. Harmless twice."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+            os.close(self.fd)
+            os.close(self._write)
+
+
 class _Port:
     """A socket that several threads may use: each operation under a lock, waiting without it."""
 
@@ -85,26 +130,24 @@ class _Port:
         self._socket.sndhwm = self._socket.rcvhwm = queue
         self._socket.maxmsgsize = max_message_bytes
         self._max_message_bytes = max_message_bytes
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
+        self._bell = _Bell()
         self._poll = select.poll()
         self._poll.register(self._socket.get(zmq.FD), select.POLLIN)
-        self._poll.register(self._wake_read, select.POLLIN)
+        self._poll.register(self._bell.fd, select.POLLIN)
         self._closed = self._receives = False
         self.dropped = 0
         """Messages that were malformed, and thrown away."""
-        start.callback(_close_fds, self._wake_read, self._wake_write)
+        start.callback(self._bell.close)
         start.callback(self._socket.close)
 
     def wake(self) -> None:
         """Have `receive` return None now (or the next one, when none waits). From any thread or signal handler."""
-        self._ring(_WAKE)
+        self._bell.ring(_WAKE)
 
     def close(self) -> None:
         """End it; who waits gets `Closed`. Harmless twice."""
         self._closed = True
-        self._ring(_WAKE)
+        self._bell.ring(_WAKE)
         with self._receiving, self._lock:
             self._dropped()
 
@@ -118,11 +161,12 @@ class _Port:
         """What was started lasts until `close`, or until nobody holds this any more."""
         self._dropped = weakref.finalize(self, start.pop_all().close)
 
-    def _ring(self, how: bytes) -> None:
-        with contextlib.suppress(BlockingIOError, OSError):
-            os.write(self._wake_write, how)
-
-    def _send(self, parts: frames.Frames, lend: bool) -> None:
+    def _send(self, parts: frames.Frames, lend: bool, *, anew: bool = False) -> None:
+        """Args:
+        parts: of the message.
+        lend: as in `Inbox.answer`.
+        anew: take note of connections that have come first, which libzmq does not do at every send.
+        """
         largest = len(parts[0]) if len(parts) == 1 else max(map(len, parts))
         if largest > self._max_message_bytes:
             raise WireError(
@@ -131,13 +175,17 @@ class _Port:
             )
         with self._lock:
             self._check_open()
-            if len(parts) == 1:
-                self._socket.send(parts[0], zmq.DONTWAIT)
-            else:
-                self._socket.send_multipart(parts, zmq.DONTWAIT, copy=not lend)
-            # Sending takes note of what arrived meanwhile, and then the descriptor does not wake the receiver.
-            if self._receives and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
-                self._ring(_LOOK)
+            if anew:
+                self._socket.get(zmq.EVENTS)
+            try:
+                if len(parts) == 1:
+                    self._socket.send(parts[0], zmq.DONTWAIT)
+                else:
+                    self._socket.send_multipart(parts, zmq.DONTWAIT, copy=not lend)
+            finally:
+                # Sending takes note of what arrived meanwhile, and then the descriptor does not wake the receiver.
+                if self._receives and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+                    self._bell.ring(_LOOK)
 
     def _receive(self, deadline_s: float | None) -> list[zmq.Frame] | None:
         """The frames of the next message; None when it is late or woken."""
@@ -154,15 +202,9 @@ class _Port:
                 if left_s is not None and left_s <= 0:
                     return None
                 ready = self._poll.poll(None if left_s is None else left_s * 1e3)
-                if any(fd == self._wake_read for fd, _ in ready) and self._woken():
+                if any(fd == self._bell.fd for fd, _ in ready) and _WAKE in self._bell.heard():
                     self._check_open()
                     return None
-
-    def _woken(self) -> bool:
-        try:
-            return _WAKE in os.read(self._wake_read, 4096)
-        except OSError as error:  # it was closed under our hands, as the interpreter does at its end
-            raise Closed("the socket was closed.") from error
 
     def _unpacked(self, parts: list[zmq.Frame]) -> Message | None:
         """The message; None, counted, when it is none."""
@@ -354,8 +396,16 @@ class Outbox(_Port):
             Overloaded: the other end does not read; its queue is full.
             WireError: the message cannot be written, or is too large.
         """
+        parts = frames.pack(message)
         try:
-            self._send(frames.pack(message), lend)
+            self._send(parts, lend)
+        except zmq.Again:
+            self._judge(self.state)
+        else:
+            return
+        # There is a connection now, but perhaps not yet when this was sent: only one that is there can be full.
+        try:
+            self._send(parts, lend, anew=True)
         except zmq.Again as error:
             self._judge(self.state)
             raise _full(self.endpoint) from error
@@ -448,11 +498,6 @@ def _keyless(endpoint: str) -> OptionError:
 
 def _full(endpoint: str) -> Overloaded:
     return Overloaded(f"the peer at {endpoint} does not read: its queue is full.", "Send fewer requests at a time.")
-
-
-def _close_fds(*fds: int) -> None:
-    for fd in fds:
-        os.close(fd)
 
 
 def host_id() -> str:

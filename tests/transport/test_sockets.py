@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -235,6 +236,19 @@ def flood(outbox, block):
         outbox.send(Call(number, "m", {}, {"x": block}))
 
 
+def test_who_sends_while_the_connection_is_made_is_never_told_of_a_full_queue(site):
+    for number in range(60 if site.scheme == "ipc" else 10):
+        outbox, limit_s = site.outbox(), soon()
+        while time.monotonic() < limit_s:
+            try:
+                outbox.send(Cancel(number, 0))
+                break
+            except PeerUnreachable:
+                pass
+        got = site.inbox.receive(soon())
+        assert got is not None and got.message == Cancel(number, 0)
+
+
 def test_a_message_beyond_the_limit_is_refused_by_the_sender(tmp_path):
     site = Site("ipc", tmp_path, max_message_bytes=10_000)
     outbox = site.ready()
@@ -438,6 +452,52 @@ def test_nobody_at_an_address_is_told_in_time():
     with pytest.raises(PeerUnreachable):
         outbox.send(Drain())
     outbox.close()
+
+
+def listens(peer):
+    """Whether the other end of this has not closed it."""
+    try:
+        return bool(peer.recv(1 << 10))
+    except TimeoutError:
+        return True
+
+
+@pytest.mark.parametrize("hears", [True, False])
+def test_what_takes_connections_for_a_peer_that_is_off_is_nobody_and_no_wrong_key(hears):
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        outbox = Outbox(f"tcp://127.0.0.1:{proxy.getsockname()[1]}", keys=KeyPair.random(),
+                        server_key=KeyPair.random().public)  # fmt: skip
+        for _ in range(8):  # the ends of handshakes, and what is made of them
+            taken, _ = proxy.accept()
+            with taken:
+                taken.shutdown(socket.SHUT_WR)  # an end, and no reset
+                taken.settimeout(0.01)
+                while hears and listens(taken):
+                    assert outbox.state in ("connecting", "lost")
+            assert outbox.state in ("connecting", "lost")
+        with pytest.raises(PeerUnreachable, match="nobody answers"):
+            outbox.ready(time.monotonic() + 0.1)
+        outbox.close()
+
+
+def test_who_rings_late_writes_into_nothing_that_was_opened_since(site):
+    """Descriptors have small numbers, which are given again: a byte of ours in another's pipe is corrupt data."""
+    outbox = site.ready()
+    outbox.close()
+    pipes = [os.pipe() for _ in range(32)]  # among them the numbers that were just freed
+    try:
+        outbox.wake()
+        outbox.close()
+        with contextlib.suppress(Closed):
+            outbox.receive(0.0)
+        for read, _ in pipes:
+            os.set_blocking(read, False)
+            with pytest.raises(BlockingIOError):
+                os.read(read, 1)
+    finally:
+        for pipe in pipes:
+            for fd in pipe:
+                os.close(fd)
 
 
 def test_an_unencrypted_peer_gets_no_word(tcp):
