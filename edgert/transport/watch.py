@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import threading
 import time
 from typing import Any, Literal, TypeAlias
@@ -13,20 +14,52 @@ from zmq.utils.monitor import parse_monitor_message
 State: TypeAlias = Literal["connecting", "connected", "refused", "lost"]
 _SLICE_S = 0.05
 _SURE = 3
-"""A handshake that just breaks off may be a peer that died in it; after so many in a row it is the keys."""
+"""A handshake that just breaks off may be a peer that died in it; after so many in a row it is the keys, or what takes
+connections for a peer (a proxy, a tunnel, a forwarded port) while there is none behind it.
+"""
+_GREETING = b"\xff"
+"""What every peer says first, whatever it hears (ZMTP 3.1, rfc.zeromq.org/spec/37)."""
+
+
+class _Knock:
+    """Whether it is a peer that takes connections at an address; asked without waiting."""
+
+    def __init__(self, endpoint: str) -> None:
+        """Connect.
+
+        Args:
+            endpoint: 'tcp://ADDRESS:PORT', the address in numbers.
+        """
+        address, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        self._socket = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        self._socket.setblocking(False)
+        self._socket.connect_ex((address.strip("[]"), int(port)))  # how it ends is told by `answer`
+
+    def answer(self) -> bool | None:
+        """None while that is not known."""
+        try:
+            return self._socket.recv(1) == _GREETING
+        except BlockingIOError:
+            return None
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 class Watch:
     """Follows one socket's connection. Thread-safe."""
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, watched: zmq.Socket[bytes]) -> None:
         """Call before the socket connects."""
-        self._socket = socket
-        self._events: zmq.Socket[Any] = socket.get_monitor_socket()
+        self._socket = watched
+        self._events: zmq.Socket[Any] = watched.get_monitor_socket()
         self._events.linger = 0
         self._lock = threading.Lock()
         self._state: State = "connecting"
         self._broken_off = 0
+        self._knock: _Knock | None = None
         self._breaks = 0
         self._closed = False
 
@@ -54,6 +87,7 @@ class Watch:
         """Follow it no more."""
         with self._lock:
             self._closed = True
+            self._forget()
             self._socket.disable_monitor()
             self._events.close()
 
@@ -62,18 +96,34 @@ class Watch:
             return "lost"
         while self._events.poll(round(wait_s * 1e3)):
             told = parse_monitor_message(self._events.recv_multipart())
-            self._take(told["event"], told["value"])
+            self._take(told["event"], told["value"], told["endpoint"].decode())
             wait_s = 0.0
+        self._hear()
         return self._state
 
-    def _take(self, event: int, value: int) -> None:
+    def _take(self, event: int, value: int, endpoint: str) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._state, self._broken_off = "connected", 0
+            self._forget()
         elif event in (zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL):
             self._state = "refused"
         elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and value != errno.ECONNRESET:  # a reset is the network's
             self._broken_off += 1
-            if self._broken_off >= _SURE:
-                self._state = "refused"
+            if self._broken_off >= _SURE and endpoint.startswith("tcp:"):  # there are no keys elsewhere
+                self._broken_off = 0
+                self._forget()
+                self._knock = _Knock(endpoint)
         elif event == zmq.EVENT_DISCONNECTED and self._state == "connected":
             self._state, self._breaks = "lost", self._breaks + 1
+
+    def _hear(self) -> None:
+        """Whether it was the keys: a peer is there. Else nobody answers."""
+        greeted = None if self._knock is None else self._knock.answer()
+        if greeted is not None:
+            self._state = "refused" if greeted else "connecting"
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._knock is not None:
+            self._knock.close()
+            self._knock = None

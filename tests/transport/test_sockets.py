@@ -246,7 +246,8 @@ def test_who_sends_while_the_connection_is_made_is_never_told_of_a_full_queue(si
             except PeerUnreachable:
                 pass
         got = site.inbox.receive(soon())
-        assert got is not None and got.message == Cancel(number, 0)
+        assert got is not None
+        assert got.message == Cancel(number, 0)
 
 
 def test_a_message_beyond_the_limit_is_refused_by_the_sender(tmp_path):
