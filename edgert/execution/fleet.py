@@ -17,6 +17,7 @@ An executor is shared by all models of the process that use its device.
 
 from __future__ import annotations
 
+import atexit
 import heapq
 import itertools
 import logging
@@ -61,6 +62,8 @@ from edgert.transport.messages import (
 
 _log = logging.getLogger(__name__)
 SERVICE = "edgert.execution.executor:Hosted"
+_LEAVE_S = 5.0
+"""For threads that see to executors which end; they end with the process anyway."""
 _MOST_FAILURES = 3
 """Lives that may end over preparing one segment, before it is refused for good."""
 
@@ -120,8 +123,14 @@ class Fleet:
         self._asked: dict[int, tuple[Member, str, int]] = {}
         self._workers: list[threading.Thread] = []
         self._closed = False
+        self._awaited: set[threading.Event] = set()
+        self.ended = threading.Event()
+        """The loop ended: nothing that is posted happens any more."""
         self._looked_s = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="edgert fleet", daemon=True)
+        # The sockets close themselves at the interpreter's end: the loop must have ended before. What is registered
+        # last goes first, and the sockets registered when `Mail` was made.
+        atexit.register(self.close)
         self._thread.start()
 
     @property
@@ -139,6 +148,13 @@ class Fleet:
         self._posted.put(work)
         if threading.current_thread() is not self._thread:
             self._mail.wake()
+
+    def wait(self, event: threading.Event) -> None:
+        """From any other thread: until something posted sets the event, or nothing posted happens any more."""
+        self._awaited.add(event)
+        if not self.ended.is_set():
+            event.wait()
+        self._awaited.discard(event)
 
     def after(self, seconds: float, work: Callable[[], None]) -> None:
         """From the loop: do something later."""
@@ -206,7 +222,7 @@ class Fleet:
         self.after(wait_s, lambda: self._start(member))
 
     def close(self) -> None:
-        """End all executors. Harmless twice."""
+        """End all executors; at the end of the interpreter it happens by itself. Harmless twice."""
         done = threading.Event()
 
         def work() -> None:
@@ -216,12 +232,14 @@ class Fleet:
             self._members.clear()
             done.set()
 
+        atexit.unregister(self.close)
         if self._thread.is_alive():
             self.post(work)
-            done.wait()
+            self.wait(done)
             self._thread.join()
+            limit_s = time.monotonic() + _LEAVE_S
             for worker in self._workers:
-                worker.join()
+                worker.join(max(0.0, limit_s - time.monotonic()))
 
     # The loop ------------------------------------------------------------------------------------------------------
 
@@ -238,6 +256,9 @@ class Fleet:
                 self._guard(heapq.heappop(self._timers)[2])
             self._look_after(now_s)
         self._mail.close()
+        self.ended.set()
+        for event in tuple(self._awaited):
+            event.set()
 
     def _guard(self, work: Callable[[], None]) -> None:
         """A fault of ours in one place must not end the loop, which all requests wait for."""
@@ -459,7 +480,11 @@ class Fleet:
         rest = kill(member)
         member.life, member.pid, member.beat, member.endpoint = 0, 0, None, ""
         self._asked = {number: asked for number, asked in self._asked.items() if asked[0] is not member}
-        if rest is not None:
+        if rest is None:
+            return
+        if self._closed:
+            rest()  # at the end of the interpreter no thread can be started; it was killed already
+        else:
             self.apart(rest)
 
     def _end(self, member: Member) -> None:

@@ -232,7 +232,7 @@ class Mail:
 
     def odd(self, message: Message) -> None:
         """A message that nobody sends here on purpose."""
-        self._note("odd", f"a {type(message).__name__} that makes no sense here was dropped.")
+        self._note("odd", f"a message of the kind {type(message).__name__}, which nobody sends here, was dropped.")
 
     def used_bytes(self) -> int:
         """Of shared memory, in slots that are being written or read."""

@@ -86,7 +86,7 @@ class StagedPipeline:
         self._closed = self._looking = False
         self._settled, self._empty = threading.Event(), threading.Event()
         fleet.post(self._begin)
-        self._settled.wait()
+        fleet.wait(self._settled)
         if self._ladder.usable() is None and (no_reserve := reserve.hopeless()):
             reasons = "; ".join((*refusals, *self._ladder.hopeless(), no_reserve))
             self.close()
@@ -125,7 +125,7 @@ class StagedPipeline:
             Overloaded: too many wait, or the answer would come after the deadline.
             Closed: after `close`.
         """
-        if self._closed:
+        if self._closed or self._fleet.ended.is_set():  # the latter at the interpreter's end
             raise fleets.closed(self.name)
         waiting = self._under_way.add(1)
         try:
@@ -162,7 +162,7 @@ class StagedPipeline:
             return
         self._closed = True
         self._fleet.post(lambda: self._empty.set() if not self._flights else None)
-        self._empty.wait()
+        self._fleet.wait(self._empty)
         done = threading.Event()
 
         def leave() -> None:
@@ -170,7 +170,7 @@ class StagedPipeline:
             done.set()
 
         self._fleet.post(leave)
-        done.wait()
+        self._fleet.wait(done)
         self._reserve.close()
         fleets.give_back(self._fleet)
         self._release()
