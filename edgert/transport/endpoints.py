@@ -127,7 +127,8 @@ def private_folder() -> Path:
         folder = base / f"edgert-{os.getpid()}-{secrets.token_hex(4)}.sockets"
         folder.mkdir(mode=0o700)
     except OSError as error:
-        raise _wrong(f"ipc://{base}/*", f"cannot be made: {error}", "Set TMPDIR to a folder that is yours.") from error
+        name = "XDG_RUNTIME_DIR" if os.environ.get("XDG_RUNTIME_DIR") else "TMPDIR"
+        raise _wrong(f"ipc://{base}/*", f"cannot be made: {error}", f"Set {name} to a folder that is yours.") from error
     import atexit
 
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
