@@ -200,6 +200,7 @@ def examine(
 
     Returns the backends with what came of asking them, and the reaches with their health, both in order.
     """
+    from edgert.devices.conformance import cases
     from edgert.devices.remote import Remote
 
     infos = list(infos)
@@ -214,7 +215,7 @@ def examine(
         remotes = {info.name: hire(f"probing {info.name}") for info in infos if info.usable}
         asked = list(pool.map(lambda info: _ask(remotes.get(info.name), info, found, limit_s), infos))
         # Read here, once: two threads that parse at a time end in a SystemError on Python 3.11 (cpython#106905).
-        conformance.cases()
+        cases()
         say("checking the numbers of each device", 0.2)
         jobs: list[Future[list[Reach]]] = []
         for answer in asked:
