@@ -91,8 +91,9 @@ def unpack(frames: Sequence[bytes | memoryview], now_s: float | None = None) -> 
                 raise WireError(f"message has {left_s} s left.")
         generations = struct.unpack_from(f"<{slots}Q", first, _ENVELOPE.size)
         body = bytes(first[_ENVELOPE.size + 8 * slots :])
-        if number == _WORK and slots and not count:
-            route, segment, home, places = _known_work(body)
+        known = _known_work(body, slots) if number == _WORK and slots and not count else None
+        if known is not None:
+            route, segment, home, places = known
             at = zip(places, generations, strict=True)
             values = {name: Descriptor(*where, generation, *what) for (name, where, what), generation in at}
             return say.Work(request, attempt, deadline_s, route, segment, values, home)
@@ -169,9 +170,11 @@ _What: TypeAlias = tuple[DType, tuple[int, ...], int]
 
 
 @functools.lru_cache(1024)
-def _known_work(body: bytes) -> tuple[int, str, str, tuple[tuple[str, _Where, _What], ...]]:
-    """The body of a `Work` whose values all lie in slots."""
+def _known_work(body: bytes, slots: int) -> tuple[int, str, str, tuple[tuple[str, _Where, _What], ...]] | None:
+    """The body of a `Work` whose values all lie in slots; None where some (texts) are in the body itself."""
     route, segment, home, values = _from_json(str(body, "utf-8"))
+    if len(values) != slots:
+        return None
     return _count(route), _text(segment), _text(home), tuple((name, *_place(it)) for name, it in values.items())
 
 

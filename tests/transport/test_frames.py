@@ -84,6 +84,12 @@ def test_what_is_said_arrives(message):
     assert plain(frames.unpack(sent(message), NOW_S)) == plain(message)
 
 
+def test_a_text_without_elements_beside_a_slot_arrives():
+    slot = say.Descriptor(0, 0, 0, 0, 0, "float32", (), 0)
+    message = say.Work(0, 0, None, 0, "", {"texts": np.array([], dtype=object), "slot": slot}, "")
+    assert plain(frames.unpack(sent(message), NOW_S)) == plain(message)
+
+
 def test_every_kind_of_message_has_a_number_of_its_own_and_is_tested():
     kinds = set(say.Message.__args__)
     assert {kind for _, kind, _, _ in frames._KINDS} == kinds
