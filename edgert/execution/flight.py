@@ -37,6 +37,15 @@ class Promise(Future[Answer]):
             self._called_off()
         return cancelled
 
+    def resolve(self, make: Callable[[], Answer]) -> None:
+        """End it with what `make` makes, or raises, unless it was called off."""
+        if not self.set_running_or_notify_cancel():
+            return
+        try:
+            self.set_result(make())
+        except Exception as error:  # noqa: BLE001 - `make` is the caller's, and its future must end in any case
+            self.set_exception(error)
+
     def let_go(self) -> None:
         """The request is over: hold nothing of it any more, however long the caller keeps this."""
         self._called_off = _nothing

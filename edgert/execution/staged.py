@@ -7,44 +7,28 @@ is run again on the next way that can; what a lost attempt still sends is thrown
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from edgert import errors
-from edgert.errors import ChildTimeout, DeadlineExceeded, DeviceLost, EdgertError, Garbage, Overloaded
+from edgert.errors import DeviceLost
 from edgert.execution import fleet as fleets
-from edgert.execution.checks import check_values
-from edgert.execution.events import EventKind, Events
+from edgert.execution.dispatcher import Dispatcher
+from edgert.execution.events import Events
 from edgert.execution.fleet import Fleet
-from edgert.execution.flight import Count, Flight, Promise
-from edgert.execution.mail import open_values
+from edgert.execution.flight import Flight, Promise
 from edgert.execution.member import Member
 from edgert.execution.pipeline import Made
-from edgert.execution.recovery import Ladder
 from edgert.execution.reserve import Reserve
-from edgert.execution.shadow import Drift, Shadow
+from edgert.execution.shadow import Drift
 from edgert.execution.trial import Witness
-from edgert.execution.ways import Way, reaches
+from edgert.execution.ways import Way
 from edgert.plan import Plan
 from edgert.profile import Target
 from edgert.tensor import Data
-from edgert.transport.messages import Cancel, Done, Failed, Work
 
-_log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
-_MOST_AHEAD = 64
-_CAUTION = 1.6
-"""A request is refused when so many times its expected wait would pass its deadline: better at once than late."""
-_LOOK_S = 0.25
-"""How often requests that nobody answers are looked for."""
-_NEW = 0.1
-"""Share of the newest answer in the mean time between answers."""
 
 
 class StagedPipeline:
@@ -73,22 +57,16 @@ class StagedPipeline:
             DeviceLost: no way prepares and there is no reserve; with each one's reason.
         """
         self.plan, self.name, self.verified, self.limits = plan, name, verified, fleet.limits
-        self._fleet, self._reserve, self._witness = fleet, reserve, witness
-        self._release, self._drifted = release, drifted
-        self._shadow = Shadow(reserve, witness, fleet.limits.shadow)
-        self._ladder = Ladder(fleet, ways, name, self._try, refusals)
-        self._waiting: list[tuple[int, int, Flight]] = []
-        self._count = itertools.count()
-        self._flights: dict[int, Flight] = {}
-        self._under_way = Count()
-        self._mean_gap_s = 0.0
-        self._last_answer_s = 0.0
-        self._closed = self._looking = False
-        self._settled, self._empty = threading.Event(), threading.Event()
-        fleet.post(self._begin)
-        fleet.wait(self._settled)
-        if self._ladder.usable() is None and (no_reserve := reserve.hopeless()):
-            reasons = "; ".join((*refusals, *self._ladder.hopeless(), no_reserve))
+        self._fleet, self._reserve, self._release = fleet, reserve, release
+        self._dispatcher = Dispatcher(
+            plan, fleet, ways, reserve, name=name, witness=witness, refusals=refusals, drifted=drifted
+        )
+        self._closed = False
+        fleet.post(self._dispatcher.begin)
+        fleet.wait(self._dispatcher.settled)
+        ladder = self._dispatcher.ladder
+        if ladder.usable() is None and (no_reserve := reserve.hopeless()):
+            reasons = "; ".join((*refusals, *ladder.hopeless(), no_reserve))
             self.close()
             raise DeviceLost(
                 f"{name}: no target of plan {plan.id} prepares ({reasons}).",
@@ -127,28 +105,25 @@ class StagedPipeline:
         """
         if self._closed or self._fleet.ended.is_set():  # the latter at the interpreter's end
             raise fleets.closed(self.name)
-        waiting = self._under_way.add(1)
-        try:
-            self._admit(waiting, deadline_s)
-        except Overloaded:
-            self._under_way.add(-1)
-            raise
-        promise: Promise[Answer] = Promise(lambda: self._fleet.post(lambda: self._call_off(flight)))
+        dispatcher = self._dispatcher
+        dispatcher.admission.enter(deadline_s)
+        promise: Promise[Answer] = Promise(lambda: self._fleet.post(lambda: dispatcher.call_off(flight)))
         flight = Flight(0, inputs, promise, finish, priority, given_s=deadline_s or 0.0)
         if deadline_s is not None:
             flight.deadline_s = flight.started_s + deadline_s
-        self._fleet.post(lambda: self._enter(flight))
+        self._fleet.post(lambda: dispatcher.enter(flight))
         return promise
 
     @property
     def degraded(self) -> bool:
         """Whether the plan's own way cannot answer now."""
-        way = self._ladder.usable()
+        way = self._dispatcher.ladder.usable()
         return way is None or not way.own
 
     def members(self) -> tuple[Member, ...]:
         """Executors that hold its segments, each once."""
-        return tuple(dict.fromkeys(each for way in self._ladder.ways for members in way.members for each in members))
+        ways = self._dispatcher.ladder.ways
+        return tuple(dict.fromkeys(each for way in ways for members in way.members for each in members))
 
     def checked(self, targets: tuple[Target, ...]) -> bool:
         """Whether the numbers of what ran were confirmed by a reference."""
@@ -161,12 +136,12 @@ class StagedPipeline:
         if self._closed:
             return
         self._closed = True
-        self._fleet.post(lambda: self._empty.set() if not self._flights else None)
-        self._fleet.wait(self._empty)
+        self._fleet.post(self._dispatcher.close)
+        self._fleet.wait(self._dispatcher.empty)
         done = threading.Event()
 
         def leave() -> None:
-            self._ladder.release()
+            self._dispatcher.ladder.release()
             done.set()
 
         self._fleet.post(leave)
@@ -174,384 +149,3 @@ class StagedPipeline:
         self._reserve.close()
         fleets.give_back(self._fleet)
         self._release()
-
-    # Admission -----------------------------------------------------------------------------------------------------
-
-    def _admit(self, waiting: int, deadline_s: float | None) -> None:
-        if waiting > self.limits.waiting:
-            raise Overloaded(
-                f"{self.name}: {waiting - 1} requests wait already.", "Send fewer, or later.", waiting=waiting - 1
-            )
-        if deadline_s is None:
-            return
-        expected_s = self._expected_s(waiting)
-        if expected_s > deadline_s:
-            raise Overloaded(
-                f"{self.name}: with {waiting - 1} requests before it, an answer would take about {expected_s:.3f} s, "
-                f"and the deadline is in {deadline_s:.3f} s.",
-                "Send fewer, or give more time.", waiting=waiting - 1,
-            )  # fmt: skip
-
-    def _expected_s(self, waiting: int) -> float:
-        """Time to the answer of a request that comes now, by what was measured of late."""
-        way = self._ladder.usable()
-        if way is None:
-            return waiting * self._reserve.expected_s()
-        return (waiting - 1) * max(self._mean_gap_s, way.bottleneck_s()) * _CAUTION + 1.5 * way.total_s()
-
-    # A request, in the loop ----------------------------------------------------------------------------------------
-
-    def _enter(self, flight: Flight) -> None:
-        flight.number = self._fleet.request(self)
-        self._flights[flight.number] = flight
-        if flight.promise is not None and flight.promise.cancelled():
-            self._end(flight)
-            return
-        if flight.deadline_s is not None:
-            # A timer holds the number alone: what was answered is let go.
-            number = flight.number
-            self._fleet.after(flight.deadline_s - time.monotonic(), lambda: self._expire(self._flights.get(number)))
-        heapq.heappush(self._waiting, (-flight.priority, next(self._count), flight))
-        self._dispatch()
-
-    def _dispatch(self) -> None:
-        """Give executors what they can take now."""
-        while self._waiting:
-            way = self._ladder.usable()
-            if way is not None and way.under_way >= self._window(way):
-                return
-            if way is None and not self._reserve.free():
-                return
-            flight = heapq.heappop(self._waiting)[2]
-            if flight.over:
-                continue
-            if way is None:
-                self._to_reserve(flight)
-            else:
-                self._send(flight, way)
-
-    def _window(self, way: Way) -> int:
-        """Requests that may be under way: enough that no segment waits for the next, no more."""
-        bottleneck_s = way.bottleneck_s()
-        ahead = int(self.limits.ahead_s / bottleneck_s) if bottleneck_s > 0 else 0
-        return min(_MOST_AHEAD, 2 * sum(map(len, way.members)) + ahead)
-
-    def _send(self, flight: Flight, way: Way) -> None:
-        chosen = way.pick(trying=flight.trial)
-        if chosen is None:
-            self._again(flight, "the way was lost before it was sent")
-            return
-        flight.way, flight.chosen, flight.stand = way, chosen, "flying"
-        flight.attempt += 1
-        flight.outputs = {}
-        flight.sent_s, flight.missed = time.monotonic(), 0
-        flight.tried.append(way)
-        way.under_way += 1
-        absent = frozenset(value.name for value in self.plan.inputs if value.name not in flight.inputs)
-        flight.route = way.route(self._fleet, chosen, absent)
-        for index, (stage, member) in enumerate(zip(way.stages, chosen, strict=True)):
-            held = way.held(index, member)
-            assert held is not None  # `pick` chose those that hold it
-            held.outstanding += 1
-            takes = {name: flight.inputs[name] for name in stage.takes if name in flight.inputs}
-            if takes or not way.wanted[index].inputs:
-                self._give(flight, way, index, takes)
-        flight.given_up_s = flight.sent_s + way.limit_s() * (1 + way.under_way) + self.limits.lapse_s
-        if not self._looking:
-            self._looking = True
-            self._fleet.after(_LOOK_S, self._look)
-
-    def _look(self) -> None:
-        """Find requests that no executor complains about and nobody answers: a message may have been lost."""
-        now_s = time.monotonic()
-        for flight in [each for each in self._flights.values() if each.stand == "flying"]:
-            nobody_has_it = all(member.idle_since(flight.sent_s) for member in flight.chosen)
-            flight.missed = flight.missed + 1 if nobody_has_it else 0
-            if flight.missed > 1 or flight.given_up_s < now_s:
-                words = f"no answer came within {now_s - flight.sent_s:.1f} s, and no executor has it or complains."
-                self._again(flight, words, ChildTimeout(words, "", timeout_s=now_s - flight.sent_s))
-        self._looking = bool(self._flights)
-        if self._looking:
-            self._fleet.after(_LOOK_S, self._look)
-
-    def done(self, answer: Done) -> None:
-        """See `fleet.Customer`."""
-        flight = self._flights.get(answer.request)
-        if flight is None or flight.stand != "flying" or answer.attempt != flight.attempt:
-            if flight is not None and answer.attempt > flight.attempt:
-                self._distrust(answer.segment, f"it answered attempt {answer.attempt}, which was never made")
-            self._fleet.mail.discard(answer)
-            return
-        way = flight.way
-        assert way is not None
-        index = way.index(answer.segment)
-        try:
-            values = open_values(self._fleet.mail, answer.values, copy=True)
-            if index is None:
-                raise Garbage(f"{self.name}: an answer of segment {answer.segment!r}, which was not asked.")
-            gives = way.stages[index].gives
-            declared = [value for value in self.plan.outputs if value.name in gives]
-            self._forward(flight, way, index, answer)
-            check_values(str(flight.chosen[index].place), values, declared, sizes=self._witness.keeps_sizes)
-        except EdgertError as error:
-            self._distrust(answer.segment, error.message, flight)
-            return
-        finally:
-            self._fleet.mail.release(answer.home, answer.values)
-        held = way.held(index, flight.chosen[index])
-        if held is not None:
-            held.saw(float(answer.facts.get("run_s", 0.0)))
-        flight.outputs.update({name: values[name] for name in gives})
-        if all(name in flight.outputs or name in flight.inputs for name in way.outputs):
-            self._answered(flight, way)
-
-    def _forward(self, flight: Flight, way: Way, index: int, answer: Done) -> None:
-        """Pass on what an executor could not send to the next one itself."""
-        for sink, names in way.stages[index].feeds:
-            member = flight.chosen[sink]
-            if not reaches(flight.chosen[index], member):
-                values = open_values(self._fleet.mail, {name: answer.values[name] for name in names}, copy=True)
-                self._give(flight, way, sink, values)
-
-    def _give(self, flight: Flight, way: Way, index: int, values: Mapping[str, Data]) -> None:
-        """Send values to the executor of a segment."""
-        member = flight.chosen[index]
-        home, carried = self._fleet.mail.place(member.endpoint, values)
-        name = way.wanted[index].order.name
-        work = Work(flight.number, flight.attempt, flight.deadline_s, flight.route, name, carried, home)
-        self._fleet.mail.send(member.endpoint, work)
-
-    def _answered(self, flight: Flight, way: Way) -> None:
-        outputs = {name: flight.outputs.get(name, flight.inputs.get(name)) for name in way.outputs}
-        chosen = flight.chosen
-        self._leave_way(flight)
-        if flight.trial is not None:
-            self._judge(flight, way, outputs, chosen)
-            return
-        now_s = time.monotonic()
-        if len(self._flights) > 1 and self._last_answer_s:
-            gap_s = min(now_s - self._last_answer_s, now_s - flight.sent_s)
-            self._mean_gap_s += (gap_s - self._mean_gap_s) * _NEW
-        self._last_answer_s = now_s
-        self._witness.keep(flight.inputs, outputs, primary=way.own)
-        self._doubt(flight)
-        reason = "; ".join(filter(None, (self._ladder.why(way), *flight.reasons)))
-        made = Made(outputs, way.targets, reason)
-        if not self._waiting:
-            self._shadow.watch(flight.inputs, made, self._fleet.post, lambda drift: self._bar(way, drift))
-        self._resolve(flight, made)
-
-    def failed(self, answer: Failed) -> None:
-        """See `fleet.Customer`."""
-        flight = self._flights.get(answer.request)
-        if flight is None or flight.stand != "flying" or answer.attempt != flight.attempt:
-            return
-        error = errors.from_json(answer.error)
-        if isinstance(error, DeadlineExceeded):
-            self._expire(flight)
-            return
-        if isinstance(error, Garbage):
-            self._distrust(self._maker(flight, answer.segment, error), error.message, flight)
-            return
-        assert flight.way is not None  # it flies
-        if flight.trial is not None:
-            # The trial was for one member, and another one on its route failed: that one is to blame.
-            index = flight.way.index(answer.segment)
-            flight.trial = flight.trial if index is None else flight.chosen[index]
-        self._again(flight, f"{flight.way.name} failed: {error.message}", error)
-
-    def _maker(self, flight: Flight, segment: str, error: Garbage) -> str:
-        """Which segment made a value that cannot be an answer."""
-        way = flight.way
-        if way is None or not getattr(error, "read", False):
-            return segment
-        for index, stage in enumerate(way.stages):
-            for sink, names in stage.feeds:
-                if way.wanted[sink].order.name == segment and error.value in names:
-                    return way.wanted[index].order.name
-        return segment
-
-    def garbled(self, segment: str, reason: str) -> None:
-        """See `fleet.Customer`."""
-        self._distrust(segment, reason)
-
-    def _again(self, flight: Flight, reason: str, error: EdgertError | None = None) -> None:
-        """Run a request on the next way that can, under the next attempt."""
-        way, chosen = flight.way, flight.chosen
-        self._leave_way(flight, cancel=True)
-        if flight.trial is not None:
-            self._end(flight)
-            if way is not None:
-                self._ladder.gave_up(way, chosen)
-            if error is not None:
-                self._fleet.fault(flight.trial, "refused", f"the trial failed: {reason}")
-            return
-        flight.reasons.append(reason)
-        if error is not None and way is not None:
-            flight.errors.append((way, chosen, error))
-        if len(flight.tried) < self.limits.attempts:
-            for other in self._ladder.ways:
-                if other.usable() and other not in flight.tried:
-                    self._send(flight, other)
-                    return
-        self._to_reserve(flight)
-
-    def _to_reserve(self, flight: Flight) -> None:
-        """The last resort: plain CPU in this process."""
-        flight.stand = "reserve"
-        flight.attempt += 1
-        attempt = flight.attempt
-
-        def conclude(made: Made | EdgertError) -> None:
-            self._fleet.post(lambda: self._from_reserve(flight, attempt, made))
-
-        self._reserve.run(flight.inputs, conclude, lambda: flight.over)
-
-    def _from_reserve(self, flight: Flight, attempt: int, made: Made | EdgertError) -> None:
-        if flight.over or flight.attempt != attempt:
-            self._dispatch()
-            return
-        if isinstance(made, EdgertError):
-            # What the plan's own way said is nearer to the cause than what the last resort says.
-            self._reject(flight, flight.errors[0][2] if flight.errors else made)
-            return
-        self._witness.keep(flight.inputs, made.outputs, primary=False)
-        self._doubt(flight)
-        reason = "; ".join(filter(None, (*(flight.reasons or [self._ladder.why(None)]), made.reason)))
-        self._resolve(flight, Made(made.outputs, made.targets, reason))
-
-    def _resolve(self, flight: Flight, made: Made) -> None:
-        promise = flight.promise
-        self._end(flight)
-        if promise is None or not promise.set_running_or_notify_cancel():
-            return
-        try:
-            promise.set_result(flight.finish(made))
-        except Exception as error:  # noqa: BLE001 - `finish` is the caller's, and its future must end in any case
-            promise.set_exception(error)
-
-    def _reject(self, flight: Flight, error: EdgertError) -> None:
-        promise = flight.promise
-        self._end(flight)
-        if promise is not None and promise.set_running_or_notify_cancel():
-            promise.set_exception(error)
-
-    def _expire(self, flight: Flight | None) -> None:
-        if flight is not None and not flight.over:
-            self._leave_way(flight, cancel=True)
-            late = DeadlineExceeded(
-                f"{self.name}: the deadline of {flight.given_s:.3f} s passed before an answer was there.",
-                "Give more time, or send fewer requests.", deadline_s=flight.given_s,
-            )  # fmt: skip
-            self._reject(flight, late)
-
-    def _call_off(self, flight: Flight) -> None:
-        if not flight.over and flight.number in self._flights:
-            self._leave_way(flight, cancel=True)
-            promise = flight.promise
-            self._end(flight)
-            if promise is not None:
-                promise.set_running_or_notify_cancel()
-
-    def _leave_way(self, flight: Flight, *, cancel: bool = False) -> None:
-        """It is not under way any more, or not there."""
-        way, chosen = flight.way, flight.chosen
-        if way is None:
-            return
-        way.under_way -= 1
-        for index, member in enumerate(chosen):
-            held = way.held(index, member)
-            if held is not None and held.outstanding:
-                held.outstanding -= 1
-            if cancel and member.up:
-                self._fleet.mail.send(member.endpoint, Cancel(flight.number, flight.attempt))
-        flight.way, flight.chosen = None, ()
-
-    def _end(self, flight: Flight) -> None:
-        flight.stand = "over"
-        self._fleet.over(flight.number)
-        if self._flights.pop(flight.number, None) is not None and flight.promise is not None:
-            self._under_way.add(-1)
-            flight.promise.let_go()
-            flight.promise = None
-        if self._closed and not self._flights:
-            self._empty.set()
-        self._dispatch()
-
-    # Recovery, in the loop -----------------------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        self._ladder.order(self)
-        self._settle()
-
-    def _settle(self) -> None:
-        if not self._settled.is_set() and self._ladder.settled():
-            self._settled.set()
-        self._dispatch()
-
-    def ready(self, member: Member, name: str) -> None:
-        """See `fleet.Customer`."""
-        self._ladder.ready(member, name)
-        self._settle()
-
-    def refused(self, member: Member, name: str, error: EdgertError) -> None:
-        """See `fleet.Customer`."""
-        self._ladder.refused(member, name, error)
-        self._settle()
-
-    def lost(self, member: Member, kind: EventKind, reason: str) -> None:
-        """See `fleet.Customer`: run again what it had taken."""
-        self._ladder.lost(member, kind, reason)
-        for flight in [each for each in self._flights.values() if member in each.chosen]:
-            self._again(flight, f"{member.place} ({kind}): {reason}")
-        self._settle()
-
-    def _distrust(self, segment: str, reason: str, flight: Flight | None = None) -> None:
-        """Somebody sent what cannot be an answer: give it up, whatever else it holds."""
-        for way in self._ladder.ways:
-            index = way.index(segment)
-            if index is not None:
-                chosen = flight.chosen if flight is not None and flight.way is way else ()
-                for member in (chosen[index],) if chosen else way.members[index]:
-                    self._fleet.fault(member, "garbage", reason)
-                return
-        if flight is not None:
-            for member in dict.fromkeys(flight.chosen):
-                self._fleet.fault(member, "garbage", reason)
-
-    def _doubt(self, flight: Flight) -> None:
-        """The request was answered after all: those that failed on it are tried before they answer again."""
-        for way, chosen, error in flight.errors:
-            self._ladder.doubt(way, chosen, f"{way.name} failed: {error.message}")
-        flight.errors.clear()
-
-    def _bar(self, way: Way, drift: Drift) -> None:
-        """Wrong numbers while serving: leave that way for good, and say so."""
-        if way.barred:
-            return
-        self._fleet.events.add("drift", f"{way.name}: {drift.reason}", model=self.name)
-        self._ladder.bar(way, f"{way.name} gave wrong numbers: {drift.reason}")
-        for flight in [each for each in self._flights.values() if each.way is way]:
-            self._again(flight, f"{way.name} gave wrong numbers")
-        self._fleet.apart(lambda: self._drifted(drift))
-
-    def _try(self, way: Way, member: Member) -> bool:
-        """Start a trial on the kept request; False when none is kept."""
-        if self._witness.inputs is None:
-            return False
-        flight = Flight(0, self._witness.inputs, None, lambda made: made, trial=member)
-        flight.number = self._fleet.request(self)
-        self._flights[flight.number] = flight
-        self._send(flight, way)
-        return True
-
-    def _judge(self, flight: Flight, way: Way, outputs: Mapping[str, Data], chosen: Sequence[Member]) -> None:
-        wrong = self._witness.judge(outputs, way.targets)
-        self._end(flight)
-        if wrong:
-            self._ladder.gave_up(way, chosen)
-            for doubted in self._ladder.untrusted(way, chosen):
-                self._fleet.fault(doubted, "garbage", f"the trial gave wrong numbers: {wrong}")
-        else:
-            self._ladder.passed(way, chosen)
-            self._settle()

@@ -282,7 +282,7 @@ def test_right_numbers_do_not_drift(begin, x):
     pipeline = begin("right@gpu:0", "onnxruntime", limits=Limits(fewest_hang_s=5.0, lapse_s=5.0, shadow=1.0))
     for number in range(50):
         assert pipeline.run({"x": x + number}).target == target("right@gpu:0")
-    assert pipeline._shadow.checked
+    assert pipeline._dispatcher.shadow.checked
     assert "drift" not in {event.kind for event in pipeline.events()}
 
 
