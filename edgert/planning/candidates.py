@@ -138,13 +138,17 @@ def _matching(kept: Sequence[Target], wanted: Sequence[str], offered: Sequence[T
     return list(chosen)
 
 
-def _promise(target: Target, source: Source, device: Device) -> tuple[bool, bool, bool, int, bool, int]:
-    """Sort key: what most likely answers soon and well comes first."""
+def _promise(target: Target, source: Source, device: Device) -> tuple[bool, bool, bool, int, int, bool]:
+    """Sort key: what most likely answers soon and well comes first.
+
+    A large model may spend the budget on few targets, and fewer threads than there are cores pay on small models only,
+    which leave time for all: so the other precisions and variants come before them.
+    """
     return (
         target.backend == LAST_RESORT,
         not target.device.startswith("cpu"),
         target.backend != _NATIVE.get(source.format, ""),
         arm_order.rank(target, source, device),
-        bool(target.variant) or target.precision != source.precision,
         -target.threads,
+        bool(target.variant) or target.precision != source.precision,
     )

@@ -50,6 +50,17 @@ def test_the_formats_own_library_on_the_cpu_comes_first_with_most_threads(source
     assert found[-1].device == "gpu:0"
 
 
+def test_another_precision_on_all_cores_comes_before_fewer_threads(source, machine):
+    cores = dataclasses.replace(machine.device("cpu:0"), cores=(0, 1))
+    machine = dataclasses.replace(
+        machine,
+        devices=(cores,),
+        reaches=(Reach("onnxruntime", "cpu:0"), Reach("onnxruntime", "cpu:0", variant="spin")),
+    )
+    found = [(target.variant, target.threads) for target in candidates(source, machine, "any").targets]
+    assert found[:3] == [("", 2), ("spin", 2), ("", 1)]
+
+
 def test_the_last_resort_is_left_out_with_its_reason(source, machine):
     found = candidates(source, machine)
     assert "reference" not in {target.backend for target in found.targets}
