@@ -1,7 +1,7 @@
 """A plan in execution: prepared instances, and the next fallback when a target fails.
 
-CPU targets run in this process; any other runs in a child, so that a driver's crash costs one answer's time and not
-the application.
+CPU targets that ran in a child once run in this process; any other runs in a child, so that a crash costs one answer's
+time and not the application.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ if TYPE_CHECKING:  # with the checks: ordinary models need none of them
 _log = logging.getLogger(__name__)
 Isolation: TypeAlias = Literal["auto", "none"]
 Answer = TypeVar("Answer")
+_EVALUATOR = "reference"
 _HANG_FACTOR = 50
 _FEWEST_HANG_S = 10.0
-_FEWEST_PREPARE_S = 60.0
 """A run on an isolated device counts as hung after `_HANG_FACTOR` times its measured time, but not before this."""
+_UNKNOWN_HANG_S = 60.0
+"""The same for a target that was never timed."""
+_FEWEST_PREPARE_S = 60.0
 
 
 class Made(NamedTuple):
@@ -179,6 +182,7 @@ class Pipeline:
         self._remotes: list[Remote] = []
         self._workers: Workers | None = None
         self.verified = verified_targets(plan)
+        self._unseen = unseen_targets(plan)
         self._ladder = (plan.targets, *((target,) for target in plan.fallbacks))
         """Targets of each rung: those of the plan's segments, then for the whole model."""
         self._temporary: TemporaryDirectory[str] | None = None
@@ -375,11 +379,14 @@ class Pipeline:
     def _prepare(self, target: Target, instances: Sequence[Instance], source: Source) -> _Prepared:
         library = backend(target.backend)
         device = self._machine.device(target.device)
-        if target.device.startswith("cpu") or self._isolation == "none":
+        unseen = target in self._unseen
+        if (target.device.startswith("cpu") or self._isolation == "none") and not unseen:
             try:
                 made = [
                     (
-                        _pinned(instance.cores, lambda: library.prepare(source, target, device, self._cache)),
+                        _pinned(
+                            instance.cores, lambda: library.prepare(source.on(target), target, device, self._cache)
+                        ),
                         instance.cores,
                     )
                     for instance in instances
@@ -394,7 +401,7 @@ class Pipeline:
         apart: list[tuple[Runnable, tuple[int, ...]]] = []
         for instance in instances:
             runnable = remote.prepare(source, target, device, self._cache, timeout_s=self._prepare_limit_s(target))
-            runnable.timeout_s = max(_FEWEST_HANG_S, _HANG_FACTOR * self.plan.measured_s)
+            runnable.timeout_s = _UNKNOWN_HANG_S if unseen else max(_FEWEST_HANG_S, _HANG_FACTOR * self.plan.measured_s)
             apart.append((runnable, instance.cores))
         return _Prepared(target, apart, reentrant=False)
 
@@ -411,8 +418,16 @@ def verified_targets(plan: Plan) -> frozenset[Target]:
     """Targets whose numbers were compared with the reference; the reference itself among them."""
     found = {row.target for row in plan.candidates if plan.verification.verified and row.errors}
     if plan.verification.reference == "onnx":
-        found |= {target for target in plan.fallbacks if target.backend == "reference"}
+        found |= {target for target in plan.fallbacks if target.backend == _EVALUATOR}
     return frozenset(found)
+
+
+def unseen_targets(plan: Plan) -> frozenset[Target]:
+    """Fallbacks of a plan that was made at once, which nobody saw prepare: each lives in a child. The evaluator is none
+    of them: it is Python, and crashes nothing.
+    """
+    untried = (row for row in plan.candidates if row.outcome == "untried" and not row.prepare_s)
+    return frozenset(row.target for row in untried if row.target.backend != _EVALUATOR)
 
 
 def _typed(error: Exception, target: Target) -> RunFailed:

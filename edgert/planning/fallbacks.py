@@ -16,17 +16,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgert.errors import NoLastResort
+from edgert.formats.artefacts import mark_of
 from edgert.graph import Graph
 from edgert.planning.candidates import LAST_RESORT, Candidates
 from edgert.planning.reference import Reference
 from edgert.profile import Precision, Row, Target
 
-_ONE_READER = {  # operation -> who reads it, and what it was made from
-    "com.microsoft::EPContext": "a context that one execution provider compiled for its own device",
-    "CUSTOM:edgetpu-custom-op": "a program for the Edge TPU",
-    "CUSTOM:ethos-u": "a command stream for an Arm Ethos-U",
-    "CUSTOM:QNN_custom_op": "a context for Qualcomm's HTP",
-}
+AT_ONCE = "budget_s=0: stands in, and is tried in a child process when it is needed"
+"""Why a fallback of a plan that was made at once is untried."""
 
 
 def fallbacks(
@@ -57,6 +54,28 @@ def fallbacks(
     return tuple(ordered)
 
 
+def unproven(winner: Target, tried: Sequence[Row], found: Candidates, own: Precision) -> tuple[Row, ...]:
+    """The rows of fallbacks for a plan that was made at once, where nothing but the winner ran yet.
+
+    Of each way to run on a CPU the most promising target that was not refused already: other libraries first, since
+    what ails the winner may ail all of its library, and of these the model's own arithmetic first. None has met this
+    board, so whoever runs the plan prepares each in a child process, and only when it is needed.
+
+    Args:
+        winner: what ran.
+        tried: what was tried before it, and failed.
+        found: all that there is, most promising first.
+        own: the model's own precision.
+    """
+    failed = {_way(row.target) for row in tried} | {_way(winner)}
+    best: dict[tuple[str, str, str], Target] = {}
+    for target in sorted(found.targets, key=lambda target: _lowered(target, own)):  # stable: by promise
+        if _is_cpu(target) and _way(target) not in failed:
+            best.setdefault(_way(target), target)
+    ordered = sorted(best.values(), key=lambda target: (target.backend == winner.backend, _lowered(target, own)))
+    return tuple(Row(target, "untried", AT_ONCE) for target in ordered)
+
+
 def require_last_resort(
     graph: Graph, path: object, winner: Row, resorts: Sequence[Target], rows: Sequence[Row]
 ) -> None:  # fmt: skip
@@ -67,8 +86,8 @@ def require_last_resort(
     """
     if _is_cpu(winner.target) or any(_is_cpu(target) for target in resorts):
         return
-    op = next((node.op for node in graph.nodes if node.op in _ONE_READER), "")
-    what = f"holds {op}, {_ONE_READER[op]}: " if op else ""
+    mark = mark_of(graph)
+    what = f"holds {mark.op}, {mark.what}: " if mark else ""
     refusals = "; ".join(f"{row.target}: {row.reason}" for row in rows if _is_cpu(row.target))
     raise NoLastResort(
         f"{path} {what}runs on {winner.target} alone, and nothing could answer if that is lost "

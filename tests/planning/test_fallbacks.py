@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -168,3 +172,50 @@ def test_a_plan_that_was_made_at_once_can_fall_to_the_evaluator(line, machine_of
         later = model.plan
     assert [target.backend for target in plan.fallbacks] == ["reference"]
     assert "reference" in [target.backend for target in (*later.targets, *later.fallbacks)]
+
+
+@pytest.fixture
+def beside(line, tmp_path):
+    """The model in a folder of its own, where `marks` leaves its marks and `waits` finds its `go`."""
+    folder = tmp_path / "beside"
+    folder.mkdir()
+    return Path(shutil.copy(line, folder))
+
+
+@pytest.fixture
+def fails(foreign):
+    """Makes `fickle` fail in this process from then on."""
+    yield foreign.FAIL.set
+    foreign.FAIL.clear()
+
+
+@pytest.mark.parametrize("between", [(), ("refuses", "crashes_in_prepare")])
+def test_while_better_is_looked_for_another_library_stands_in_and_is_met_in_a_child(
+    beside, machine_of, tmp_path, x, fails, between
+):
+    machine = machine_of("fickle", *between, "marks", "waits", "reference")  # `waits` keeps the search from its end
+    with edgert.load(beside, machine=machine, budget_s=0, cache_dir=tmp_path / "cache") as model:
+        assert [target.backend for target in model.plan.fallbacks] == [*between, "marks", "waits", "reference"]
+        assert not model.run(x).receipt.degraded
+        fails()
+        result = model.run(x)
+        np.testing.assert_array_equal(result["y"], 2 * x + 1)
+        assert [target.backend for target in result.receipt.targets] == ["marks"]
+        assert (result.receipt.degraded, result.receipt.verified) == (True, False)
+        assert "the device fell off the bus" in result.receipt.reason
+        assert not model.wait_improved(0)
+        (beside.parent / "go").touch()
+        model.wait_improved()
+
+
+def test_of_a_plan_that_was_made_at_once_nothing_untried_comes_into_this_process(
+    beside, machine_of, tmp_path, x, fails
+):
+    machine = machine_of("fickle", "marks", "waits")
+    with edgert.load(beside, machine=machine, budget_s=0, cache_dir=tmp_path / "cache") as model:
+        fails()
+        model.run(x)
+        marks = [int(mark.name.split(".")[1]) for mark in beside.parent.glob("prepared.*")]
+        (beside.parent / "go").touch()
+    assert marks
+    assert os.getpid() not in marks
