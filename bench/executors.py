@@ -11,8 +11,9 @@ import numpy as np
 
 from edgert.devices.backend import Source
 from edgert.devices.probe import glance
-from edgert.execution.fleet import Fleet
+from edgert.execution.fleet import SERVICE, Fleet
 from edgert.execution.limits import Limits
+from edgert.execution.member import Transport
 from edgert.execution.staged import StagedPipeline
 from edgert.execution.start import start
 from edgert.formats import open_model
@@ -57,7 +58,7 @@ def simulated(number: int, run_s: float) -> Device:
 
 def pipeline_of(
     model: Path, stage_s: Sequence[float], folder: Path, *, limits: Limits | None = None, service: str | None = None,
-    backend: str = "simulated",
+    backend: str = "simulated", transport: Transport = "ipc",
 ) -> StagedPipeline:  # fmt: skip
     """The chain on one device a stage; a chain of one time is the whole model on one device.
 
@@ -68,6 +69,7 @@ def pipeline_of(
         limits: as for `start`.
         service: what the children run, else executors.
         backend: of the stages.
+        transport: between caller and executors: ipc or inproc.
     """
     file = open_model(model)
     graph = file.graph
@@ -91,7 +93,7 @@ def pipeline_of(
         values=tuple(graph.values[name] for name in sorted(crossing)),
     )  # fmt: skip
     source = Source(model, "onnx", graph.inputs, graph.outputs, "f32")
-    fleet = Fleet(limits or Limits(), service=service) if service else Fleet(limits or Limits())
+    fleet = Fleet(limits or Limits(), transport, service or SERVICE)
     running = start(plan, source, machine, folder, fleet=fleet)
     assert isinstance(running, StagedPipeline)  # its targets are no CPUs
     return running
