@@ -107,8 +107,11 @@ class Line:
                 self._notice_breaks()
                 self._send_waiting()
                 self._expire()
-        finally:
             self._outbox.close()
+        except Closed:
+            # The interpreter ends and took the socket away, since nobody had closed this.
+            self._closed = True
+        finally:
             with self._lock:
                 left = list(self._pending)
             for request in left:
