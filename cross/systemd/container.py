@@ -7,6 +7,7 @@ Needs root, systemd-nspawn, nsenter and mmdebstrap.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ PACKAGES = (
 )  # fmt: skip
 _SOURCE = re.compile(r"^URIs: *(\S+)|^deb (?:\[[^]]*\] )?(\S+)", re.MULTILINE)
 _BOOT_S = 60.0
+_numbers = itertools.count()
 
 
 def missing() -> str:
@@ -75,24 +77,67 @@ def _mirror() -> str:
     return ""
 
 
+def memory_group() -> str:
+    """Why no container can be given a limited memory of its own here; '' when it can.
+
+    That takes the memory controller of cgroup v1, which a container may be lent: while any group uses it there, as the
+    box itself may, the unified hierarchy does not have it.
+    """
+    try:
+        MemoryGroup(1 << 30).remove()
+    except OSError as error:
+        return f"needs the memory controller of cgroup v1, writable: {error}"
+    return ""
+
+
+class MemoryGroup:
+    """A v1 control group for memory, below this process's own."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        """Make it. Raises OSError: the controller is not there, or not ours."""
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        own = next((line.split(":", 2)[2] for line in lines if line.split(":")[1] == "memory"), "/")
+        self.folder = Path(f"/sys/fs/cgroup/memory{own}/edgert-{os.getpid()}-{next(_numbers)}")
+        self.folder.mkdir()
+        (self.folder / "memory.limit_in_bytes").write_text(str(limit_bytes))
+
+    def enter(self) -> list[str]:
+        """The words before a command that shall run in it."""
+        return ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(self.folder / "cgroup.procs")]
+
+    def killed(self, group: str = "") -> int:
+        """Processes that the kernel killed for want of memory, in it or in a group below."""
+        text = (self.folder / group / "memory.oom_control").read_text()
+        return int(next(line.split()[1] for line in text.splitlines() if line.startswith("oom_kill ")))
+
+    def remove(self) -> None:
+        """With the groups below, which are empty when their container is off."""
+        for folder in sorted((path for path in self.folder.rglob("*") if path.is_dir()), reverse=True):
+            folder.rmdir()
+        self.folder.rmdir()
+
+
 class Container:
     """A booted container. A context manager; what was changed in it is gone afterwards."""
 
-    def __init__(self, root: Path, *, share: Path) -> None:
+    def __init__(self, root: Path, *, share: Path, memory_bytes: int | None = None) -> None:
         """Boot; returns when systemd says that it is up.
 
         Args:
             root: from `make_root`.
             share: a folder that it sees as /share.
+            memory_bytes: the container's memory; its systemd then limits units below that. Needs `memory_group`.
 
         Raises:
             RuntimeError: it does not come up; with what it said.
         """
         self.log = share / "boot.log"
+        self.group = None if memory_bytes is None else MemoryGroup(memory_bytes)
         name = f"edgert-{os.getpid()}-{int(time.monotonic() * 1000) % 100000}"
         with open(self.log, "wb") as log:
             self._nspawn = subprocess.Popen(
                 [
+                    *(self.group.enter() if self.group else ()),
                     "systemd-nspawn", "-q", "--register=no", "--keep-unit", "--private-network", "--volatile=overlay",
                     "-b", "-D", str(root), "-M", name, f"--bind={share}:/share",
                 ],
@@ -101,6 +146,8 @@ class Container:
         try:
             self._leader = self._find_leader()
             self._wait_up()
+            if self.group is not None:
+                self._hand_over_memory()
         except BaseException:
             self.close()
             raise
@@ -139,6 +186,8 @@ class Container:
             except subprocess.TimeoutExpired:
                 self._nspawn.kill()
                 self._nspawn.wait()
+        if self.group is not None:
+            self.group.remove()
 
     def __enter__(self) -> Container:
         return self
@@ -167,6 +216,14 @@ class Container:
             return state if state in ("running", "degraded") else ""
 
         self._until(up)
+
+    def _hand_over_memory(self) -> None:
+        """Of cgroup v1, nspawn mounts the controllers read-only; this one is the container's own, and systemd uses what
+        it finds writable when it starts.
+        """
+        self.run("mount", "-o", "remount,bind,rw", "/sys/fs/cgroup/memory")
+        self.run("systemctl", "daemon-reexec")
+        self._wait_up()
 
     def _until(self, look: Callable[[], str]) -> str:
         limit_s = time.monotonic() + _BOOT_S
