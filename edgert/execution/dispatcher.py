@@ -37,7 +37,7 @@ _LOOK_S = 0.25
 
 
 class Dispatcher:
-    """Belongs to the fleet's loop; is told of its executors as their `fleet.Customer`."""
+    """Belongs to the fleet's loop; is told of its executors as their `Customer`."""
 
     def __init__(
         self, plan: Plan, fleet: Fleet, ways: Sequence[Way], reserve: Reserve, *, name: str, witness: Witness,
@@ -79,7 +79,9 @@ class Dispatcher:
         if flight.deadline_s is not None:
             # A timer holds the number alone: what was answered is let go.
             number = flight.number
-            self._fleet.after(flight.deadline_s - time.monotonic(), lambda: self._expire(self._flights.get(number)))
+            self._fleet.loop.after(
+                flight.deadline_s - time.monotonic(), lambda: self._expire(self._flights.get(number))
+            )
         heapq.heappush(self._waiting, (-flight.priority, next(self._count), flight))
         self._dispatch()
 
@@ -128,7 +130,7 @@ class Dispatcher:
         flight.given_up_s = flight.sent_s + way.limit_s() * (1 + way.under_way) + self.limits.lapse_s
         if not self._looking:
             self._looking = True
-            self._fleet.after(_LOOK_S, self._look)
+            self._fleet.loop.after(_LOOK_S, self._look)
 
     def _look(self) -> None:
         """Find requests that no executor complains about and nobody answers: a message may have been lost."""
@@ -141,10 +143,10 @@ class Dispatcher:
                 self._again(flight, words, ChildTimeout(words, "", timeout_s=now_s - flight.sent_s))
         self._looking = bool(self._flights)
         if self._looking:
-            self._fleet.after(_LOOK_S, self._look)
+            self._fleet.loop.after(_LOOK_S, self._look)
 
     def done(self, answer: Done) -> None:
-        """See `fleet.Customer`."""
+        """See `Customer`."""
         flight = self._flights.get(answer.request)
         if flight is None or flight.stand != "flying" or answer.attempt != flight.attempt:
             if flight is not None and answer.attempt > flight.attempt:
@@ -203,11 +205,11 @@ class Dispatcher:
         reason = "; ".join(filter(None, (self.ladder.why(way), *flight.reasons)))
         made = Made(outputs, way.targets, reason)
         if not self._waiting:
-            self.shadow.watch(flight.inputs, made, self._fleet.post, lambda drift: self._bar(way, drift))
+            self.shadow.watch(flight.inputs, made, self._fleet.loop.post, lambda drift: self._bar(way, drift))
         self._resolve(flight, made)
 
     def failed(self, answer: Failed) -> None:
-        """See `fleet.Customer`."""
+        """See `Customer`."""
         flight = self._flights.get(answer.request)
         if flight is None or flight.stand != "flying" or answer.attempt != flight.attempt:
             return
@@ -237,7 +239,7 @@ class Dispatcher:
         return segment
 
     def garbled(self, segment: str, reason: str) -> None:
-        """See `fleet.Customer`."""
+        """See `Customer`."""
         self._distrust(segment, reason)
 
     def _again(self, flight: Flight, reason: str, error: EdgertError | None = None) -> None:
@@ -268,7 +270,7 @@ class Dispatcher:
         attempt = flight.attempt
 
         def conclude(made: Made | EdgertError) -> None:
-            self._fleet.post(lambda: self._from_reserve(flight, attempt, made))
+            self._fleet.loop.post(lambda: self._from_reserve(flight, attempt, made))
 
         self._reserve.run(flight.inputs, conclude, lambda: flight.over)
 
@@ -348,17 +350,17 @@ class Dispatcher:
         self._dispatch()
 
     def ready(self, member: Member, name: str) -> None:
-        """See `fleet.Customer`."""
+        """See `Customer`."""
         self.ladder.ready(member, name)
         self._settle()
 
     def refused(self, member: Member, name: str, error: EdgertError) -> None:
-        """See `fleet.Customer`."""
+        """See `Customer`."""
         self.ladder.refused(member, name, error)
         self._settle()
 
     def lost(self, member: Member, kind: EventKind, reason: str) -> None:
-        """See `fleet.Customer`: run again what it had taken."""
+        """See `Customer`: run again what it had taken."""
         self.ladder.lost(member, kind, reason)
         for flight in [each for each in self._flights.values() if member in each.chosen]:
             self._again(flight, f"{member.place} ({kind}): {reason}")
@@ -391,7 +393,7 @@ class Dispatcher:
         self.ladder.bar(way, f"{way.name} gave wrong numbers: {drift.reason}")
         for flight in [each for each in self._flights.values() if each.way is way]:
             self._again(flight, f"{way.name} gave wrong numbers")
-        self._fleet.apart(lambda: self._drifted(drift))
+        self._fleet.loop.apart(lambda: self._drifted(drift))
 
     def _try(self, way: Way, member: Member) -> bool:
         """Start a trial on the kept request; False when none is kept."""

@@ -9,31 +9,26 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import random
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory, mkdtemp
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from edgert import errors
-from edgert.devices import backend
-from edgert.devices.backend import Runnable, RunsInto, Source
-from edgert.devices.host import resident_bytes, source_from_json
-from edgert.errors import DeadlineExceeded, EdgertError, Garbage, Overloaded, PrepareRefused, RunFailed
+from edgert.devices.backend import RunsInto
+from edgert.errors import DeadlineExceeded, EdgertError, Garbage, Overloaded, RunFailed
+from edgert.execution.arrivals import Arrivals, Job, release
 from edgert.execution.checks import check_values
 from edgert.execution.fair import FairQueue
 from edgert.execution.guests import Guests
 from edgert.execution.mail import Mail, open_values
+from edgert.execution.preparer import PreparedSegment, Preparer
 from edgert.machine import Device, Reach, device_from_json
-from edgert.profile import Target
 from edgert.tensor import Array, Data, DType, numpy_dtype
 from edgert.transport import notify
 from edgert.transport.messages import (
@@ -41,7 +36,6 @@ from edgert.transport.messages import (
     Bye,
     Call,
     Cancel,
-    Carried,
     Done,
     Drain,
     Failed,
@@ -52,7 +46,6 @@ from edgert.transport.messages import (
     Message,
     Prepare,
     Prepared,
-    Refused,
     Route,
     Running,
     Welcome,
@@ -61,44 +54,8 @@ from edgert.transport.messages import (
 from edgert.transport.shm import Slot
 
 _log = logging.getLogger(__name__)
-_REMEMBERED = 4096
-"""Requests that were called off, and half-gathered ones, that are kept in mind."""
 _NEW = 0.1
 """Share of the newest run in a segment's mean time."""
-
-
-@dataclass(slots=True)
-class _Segment:
-    """A prepared segment."""
-
-    runnable: Runnable
-    source: Source
-    target: Target
-    model: str
-    """Whose share of the device it is charged to."""
-    runs_into: bool = False
-    """Whether it writes its outputs where it is told."""
-    runs: int = 0
-    mean_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A request whose inputs are all here."""
-
-    work: Work
-    leg: Leg
-    values: Mapping[str, Carried]
-    homes: tuple[tuple[str, Carried], ...]
-
-
-@dataclass(slots=True)
-class _Gathering:
-    """Inputs of one request that came so far."""
-
-    attempt: int
-    values: dict[str, Carried] = field(default_factory=dict)
-    homes: list[tuple[str, Carried]] = field(default_factory=list)
 
 
 class Executor:
@@ -116,24 +73,17 @@ class Executor:
         self.life = random.getrandbits(63)
         self._mail = mail
         self._most_waiting = most_waiting
-        self._segments: dict[str, _Segment] = {}
-        self._routes: dict[int, dict[str, Leg]] = {}
-        self._early: dict[int, list[Work]] = {}
-        self._gathering: OrderedDict[tuple[int, str], _Gathering] = OrderedDict()
-        self._cancelled: OrderedDict[int, int] = OrderedDict()
-        self._waiting: FairQueue[_Job] = FairQueue()
-        self._orders: queue.SimpleQueue[tuple[Prepare, str] | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[tuple[str, Message, _Segment | None]] = queue.SimpleQueue()
-        self._preparing = 0
+        self._segments: dict[str, PreparedSegment] = {}
+        self._arrivals = Arrivals(mail)
+        self._preparer = Preparer(device, mail.wake)
+        self._waiting: FairQueue[Job] = FairQueue()
         self._callers: dict[str, Hello] = {}
         self._draining = threading.Event()
         self._running: tuple[Running, float] | None = None
         self._stopped = threading.Event()
-        self._folder: TemporaryDirectory[str] | None = None
         self._slots: dict[str, Slot] = {}
         """Where the run that goes on writes its outputs."""
-        self._unpacking = threading.Lock()
-        self._guests = Guests(device, reaches, self._unpacked)
+        self._guests = Guests(device, reaches, self._preparer.unpacked)
 
     @property
     def endpoint(self) -> str:
@@ -149,12 +99,12 @@ class Executor:
         """Work until drained."""
         threads = [
             threading.Thread(target=work, name=f"{name} of {self.name}", daemon=True)
-            for work, name in ((self._prepare_orders, "compiler"), (self._beat, "heartbeat"))
+            for work, name in ((self._preparer.run, "compiler"), (self._beat, "heartbeat"))
         ]
         for thread in threads:
             thread.start()
         try:
-            while not (self._draining.is_set() and not self._waiting and not self._preparing):
+            while not (self._draining.is_set() and not self._waiting and not self._preparer.under_way):
                 self._receive()
                 if self._waiting:
                     self._run(self._waiting.pop())
@@ -162,44 +112,45 @@ class Executor:
                 self._mail.send(endpoint, Bye(self.name, self.life, "drained"))
         finally:
             self._stopped.set()
-            self._orders.put(None)
             for segment in self._segments.values():
                 with suppress(EdgertError):  # the process ends, which frees it as well
                     segment.runnable.close()
             self._guests.close()
             self._mail.close()
-            if self._folder is not None:
-                self._folder.cleanup()
+            self._preparer.close()
 
     def _receive(self) -> None:
         """Everything that lies in the inbox; waits for something only when there is nothing to run."""
         wait_s = 0.0 if self._waiting else None
         while True:
             received = self._mail.receive(wait_s)
-            while not self._results.empty():
-                self._conclude(*self._results.get())
+            for reply, answer, segment in self._preparer.results():
+                if segment is not None and isinstance(answer, Prepared):
+                    self._segments[answer.segment] = segment
+                self._mail.send(reply, answer)
             if received is None:
                 return
             wait_s = 0.0
             self._take(*received)
 
-    def _take(self, message: Message, peer: str) -> None:
+    def _take(self, message: Message, peer: str) -> None:  # noqa: PLR0912 - one branch a message: a table
         """Args:
         message: that came.
         peer: where to answer a sender that listens nowhere.
         """
         match message:
             case Work():
-                self._gather(message)
+                if (job := self._arrivals.take(message)) is not None:
+                    self._queue(job)
             case Free():
                 self._mail.freed(message)
             case Cancel(request, attempt):
                 self._call_off(request, attempt)
             case Route(route, legs):
-                self._set_route(route, tuple(_answered_at(leg, peer) for leg in legs))
+                for job in self._arrivals.set_route(route, legs, peer):
+                    self._queue(job)
             case Prepare():
-                self._preparing += 1
-                self._orders.put((message, str(message.facts["reply"]) or peer))
+                self._preparer.order(message, str(message.facts["reply"]) or peer)
             case Hello():
                 self._greet(message, message.endpoint or peer)
             case Bye():
@@ -226,53 +177,18 @@ class Executor:
         self._mail.send(endpoint, Welcome(self.name, self.endpoint, os.getpid(), self._mail.host, self.life, facts))
         _log.info("%s serves %s", self.name, hello.who)
 
-    def _gather(self, work: Work) -> None:
-        """Keep what came; queue the request when nothing is missing."""
-        if work.route not in self._routes:
-            # The executor before us may be faster than the caller that tells the route.
-            self._early.setdefault(work.route, []).append(work)
-            if len(self._early) > _REMEMBERED:
-                for late in self._early.pop(next(iter(self._early))):
-                    self._mail.discard(late)
-            return
-        leg = self._routes[work.route].get(work.segment)
-        if leg is None:
-            self._mail.odd(work)
-            return
-        if self._cancelled.get(work.request, -1) >= work.attempt:
-            self._mail.release(work.home, work.values)
-            return
-        homes: tuple[tuple[str, Carried], ...] = tuple((work.home, value) for value in work.values.values())
-        values: Mapping[str, Carried] = work.values
-        if not all(name in values for name in leg.inputs):
-            key = (work.request, work.segment)
-            parts = self._gathering.get(key)
-            if parts is None or parts.attempt < work.attempt:
-                parts = self._gathering[key] = _Gathering(work.attempt)
-                if len(self._gathering) > _REMEMBERED:
-                    self._gathering.popitem(last=False)
-            parts.values.update(values)
-            parts.homes.extend(homes)
-            if not all(name in parts.values for name in leg.inputs):
-                return
-            del self._gathering[key]
-            values, homes = parts.values, tuple(parts.homes)
-        job = _Job(work, leg, values, homes)
-        segment = self._segments.get(work.segment)
+    def _queue(self, job: Job) -> None:
+        segment = self._segments.get(job.work.segment)
         if segment is None:
-            self._fail(job, RunFailed(f"{self.name}: segment {work.segment} is not prepared here.", "Prepare it."))
-        elif len(self._waiting) >= self._most_waiting:
-            self._fail(
-                job,
-                Overloaded(
-                    f"{self.name}: {len(self._waiting)} requests wait already.", "Send fewer, or later.",
-                    waiting=len(self._waiting),
-                ),
-            )  # fmt: skip
+            words = f"{self.name}: segment {job.work.segment} is not prepared here."
+            self._fail(job, RunFailed(words, "Prepare it."))
+        elif (waiting := len(self._waiting)) >= self._most_waiting:
+            words = f"{self.name}: {waiting} requests wait already."
+            self._fail(job, Overloaded(words, "Send fewer, or later.", waiting=waiting))
         else:
             self._waiting.put(job, segment.model, segment.mean_s)
 
-    def _run(self, job: _Job) -> None:
+    def _run(self, job: Job) -> None:
         work, segment = job.work, self._segments.get(job.work.segment)
         now_s = time.monotonic()
         try:
@@ -298,9 +214,9 @@ class Executor:
         segment.runs += 1
         segment.mean_s += (run_s - segment.mean_s) * max(_NEW, 1.0 / segment.runs)
         self._hand_on(job, outputs, run_s)
-        self._release_slots(job)
+        release(self._mail, job.homes)
 
-    def _outputs(self, segment: _Segment, leg: Leg, inputs: Mapping[str, Data]) -> dict[str, Data]:
+    def _outputs(self, segment: PreparedSegment, leg: Leg, inputs: Mapping[str, Data]) -> dict[str, Data]:
         """A run, computed into shared memory where the library can and the readers map it."""
         runnable = segment.runnable
         if not segment.runs_into or not isinstance(runnable, RunsInto):
@@ -318,14 +234,14 @@ class Executor:
 
         return runnable.run_into(inputs, place)
 
-    def _check_inputs(self, segment: _Segment, inputs: Mapping[str, Data]) -> None:
+    def _check_inputs(self, segment: PreparedSegment, inputs: Mapping[str, Data]) -> None:
         who = f"{self.name} reads {segment.target}'s input"
         try:
             check_values(who, inputs, segment.source.inputs, sizes=False, optional=True)
         except Garbage as error:
             raise Garbage(error.message, error.remedy, value=error.value, read=True) from error
 
-    def _hand_on(self, job: _Job, outputs: Mapping[str, Data], run_s: float) -> None:
+    def _hand_on(self, job: Job, outputs: Mapping[str, Data], run_s: float) -> None:
         """Send every reader what it reads."""
         work, slots, sends = job.work, self._slots, job.leg.sends
         published = {
@@ -350,37 +266,16 @@ class Executor:
             slot.drop()
         self._slots.clear()
 
-    def _fail(self, job: _Job, error: EdgertError) -> None:
+    def _fail(self, job: Job, error: EdgertError) -> None:
         work = job.work
         self._drop_slots()
         self._mail.send(job.leg.caller, Failed(work.request, work.attempt, work.segment, errors.to_json(error)))
-        self._release_slots(job)
-
-    def _release_slots(self, job: _Job) -> None:
-        for home, value in job.homes:
-            if home:
-                self._mail.release(home, {"": value})
+        release(self._mail, job.homes)
 
     def _call_off(self, request: int, attempt: int) -> None:
-        self._cancelled[request] = attempt
-        if len(self._cancelled) > _REMEMBERED:
-            self._cancelled.popitem(last=False)
+        self._arrivals.call_off(request, attempt)
         for job in self._waiting.remove(lambda job: job.work.request == request and job.work.attempt <= attempt):
-            self._release_slots(job)
-        for key in [key for key in self._gathering if key[0] == request and self._gathering[key].attempt <= attempt]:
-            for home, value in self._gathering.pop(key).homes:
-                if home:
-                    self._mail.release(home, {"": value})
-
-    def _set_route(self, route: int, legs: tuple[Leg, ...]) -> None:
-        if not legs:
-            self._routes.pop(route, None)
-            return
-        self._routes[route] = {leg.segment: leg for leg in legs}
-        for endpoint in {send.endpoint for leg in legs for send in leg.sends}:
-            self._mail.expect(endpoint)
-        for work in self._early.pop(route, ()):
-            self._gather(work)
+            release(self._mail, job.homes)
 
     def _release(self, names: list[str]) -> None:
         for name in names:
@@ -394,58 +289,6 @@ class Executor:
         for endpoint in [endpoint for endpoint, hello in self._callers.items() if hello.who == who]:
             del self._callers[endpoint]
             self._mail.drop(endpoint)
-
-    def _conclude(self, reply: str, answer: Message, segment: _Segment | None) -> None:
-        """A preparation ended."""
-        self._preparing -= 1
-        if segment is not None and isinstance(answer, Prepared):
-            self._segments[answer.segment] = segment
-        self._mail.send(reply, answer)
-
-    def _prepare_orders(self) -> None:
-        """The compiler's thread: one order after another."""
-        while (order := self._orders.get()) is not None:
-            message, reply = order
-            try:
-                segment, facts = self._prepared(message)
-            except EdgertError as error:
-                self._results.put((reply, Refused(message.request, message.segment, errors.to_json(error)), None))
-            except Exception as error:  # noqa: BLE001 - as in `_run`
-                refusal = PrepareRefused(f"{message.segment}: {type(error).__name__}: {str(error)[:500]}.", target="")
-                self._results.put((reply, Refused(message.request, message.segment, errors.to_json(refusal)), None))
-            else:
-                self._results.put((reply, Prepared(message.request, message.segment, facts), segment))
-            self._mail.wake()
-
-    def _prepared(self, order: Prepare) -> tuple[_Segment, dict[str, Any]]:
-        facts = order.facts
-        # What the caller calls this device is its own affair: another host's npu:0 has a longer name there.
-        target = replace(Target.parse(facts["target"]), device=self.device.id)
-        source = source_from_json(facts["source"])
-        if order.files:
-            source = replace(source, path=self._unpacked(order.files, source.path.name))
-        cache = Path(facts["cache"]) if facts["cache"] and not order.files else None
-        before_bytes, started_s = resident_bytes(), time.perf_counter()
-        runnable = backend(target.backend).prepare(source, target, self.device, cache)
-        return _Segment(runnable, source, target, str(facts["model"]), isinstance(runnable, RunsInto)), {
-            "ran_on": dict(runnable.ran_on),
-            "prepare_s": time.perf_counter() - started_s,
-            "memory_bytes": max(0, resident_bytes() - before_bytes),
-        }
-
-    def _unpacked(self, files: Mapping[str, Carried], name: str) -> Path:
-        """Model files of a caller on another host, in a folder of this process."""
-        with self._unpacking:
-            if self._folder is None:
-                self._folder = TemporaryDirectory(prefix="edgert-")
-        folder = Path(mkdtemp(dir=self._folder.name))
-        for own, content in files.items():
-            place = PurePosixPath(own)
-            if place.is_absolute() or ".." in place.parts or not place.parts or not isinstance(content, np.ndarray):
-                raise PrepareRefused(f"{own!r} is no name of a file.", "Use the same edgert on both ends.", target="")
-            (folder / place).parent.mkdir(parents=True, exist_ok=True)
-            (folder / place).write_bytes(content.tobytes())
-        return folder / name
 
     def _beat(self) -> None:
         """The heartbeat's thread: tells every caller what runs since when."""
@@ -471,13 +314,6 @@ class Executor:
             runs = (Running(work.request, work.attempt, work.segment, now_s - since_s),)
         means = {name: [segment.runs, segment.mean_s] for name, segment in self._segments.copy().items()}
         return Heartbeat(self.name, self.life, len(self._waiting), runs, {"segments": means})
-
-
-def _answered_at(leg: Leg, peer: str) -> Leg:
-    """The leg with the sender's connection in place of an inbox that it does not have."""
-    if leg.caller:
-        return leg
-    return replace(leg, caller=peer, sends=tuple(replace(send, endpoint=send.endpoint or peer) for send in leg.sends))
 
 
 class Hosted:

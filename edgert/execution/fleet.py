@@ -18,33 +18,29 @@ An executor is shared by all models of the process that use its device.
 from __future__ import annotations
 
 import atexit
-import heapq
 import itertools
 import logging
-import os
-import queue
 import random
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from edgert import errors, formats
 from edgert.devices.host import source_to_json
-from edgert.errors import Closed, EdgertError, PrepareRefused
+from edgert.errors import Closed, PrepareRefused
+from edgert.execution.customer import Customer
 from edgert.execution.events import EventKind, Events
-from edgert.execution.executor import Executor
+from edgert.execution.launcher import Launcher
 from edgert.execution.limits import Limits
+from edgert.execution.loop import Loop
 from edgert.execution.mail import Mail, fresh_endpoint
-from edgert.execution.member import Held, Member, Order, Place, Transport, kill, watch
+from edgert.execution.member import Held, Member, Order, Place, Transport, kill
 from edgert.machine import Device
 from edgert.tensor import Data
-from edgert.transport.child import Child
 from edgert.transport.messages import (
     Answer,
     Bye,
@@ -62,38 +58,8 @@ from edgert.transport.messages import (
 
 _log = logging.getLogger(__name__)
 SERVICE = "edgert.execution.executor:Hosted"
-_LEAVE_S = 5.0
-"""For threads that see to executors which end; they end with the process anyway."""
 _MOST_FAILURES = 3
 """Lives that may end over preparing one segment, before it is refused for good."""
-
-
-class Customer(Protocol):
-    """Who uses members: a pipeline. Called in the loop, must not block."""
-
-    def ready(self, member: Member, name: str) -> None:
-        """A segment was prepared there."""
-        ...
-
-    def refused(self, member: Member, name: str, error: EdgertError) -> None:
-        """A segment will not be prepared there."""
-        ...
-
-    def lost(self, member: Member, kind: EventKind, reason: str) -> None:
-        """The member is gone, with all that it had prepared and taken."""
-        ...
-
-    def done(self, answer: Done) -> None:
-        """A part of an answer to one of its requests."""
-        ...
-
-    def failed(self, answer: Failed) -> None:
-        """One of its requests failed at an executor that lives."""
-        ...
-
-    def garbled(self, segment: str, reason: str) -> None:
-        """Whoever runs that segment sent what makes no sense."""
-        ...
 
 
 class Fleet:
@@ -107,31 +73,27 @@ class Fleet:
         transport: over which this process and the executors that it starts talk.
         service: what a child runs; another one is of use to tests alone.
         """
-        self.limits, self.transport, self._service = limits or Limits(), transport, service
+        self.limits, self.transport = limits or Limits(), transport
         self.events = Events()
         self._mail = Mail.bound(fresh_endpoint(transport))
-        self._life = random.getrandbits(63)
-        self._who = f"pipelines of process {os.getpid()}"
         self._members: dict[Place, Member] = {}
         self._customers: dict[str, Customer] = {}
         """Name of a segment -> who ordered it."""
         self._requests: dict[int, Customer] = {}
         self._first = self._last = random.getrandbits(30) << 32
         self._numbers = itertools.count(self._first)
-        self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._asked: dict[int, tuple[Member, str, int]] = {}
-        self._workers: list[threading.Thread] = []
         self._closed = False
-        self._awaited: set[threading.Event] = set()
-        self.ended = threading.Event()
-        """The loop ended: nothing that is posted happens any more."""
         self._looked_s = time.monotonic()
-        self._thread = threading.Thread(target=self._loop, name="edgert fleet", daemon=True)
+        self.loop = Loop(self._mail, self, "edgert fleet")
+        self._launcher = Launcher(
+            self.loop, self.limits, transport, service,
+            lost=lambda member, reason: self.fault(member, "lost", reason), heard=self.take,
+        )  # fmt: skip
         # The sockets close themselves at the interpreter's end: the loop must have ended before. What is registered
         # last goes first, and the sockets registered when `Mail` was made.
         atexit.register(self.close)
-        self._thread.start()
+        self.loop.start()
 
     @property
     def endpoint(self) -> str:
@@ -142,30 +104,6 @@ class Fleet:
     def mail(self) -> Mail:
         """Of the loop: for calls from the loop alone."""
         return self._mail
-
-    def post(self, work: Callable[[], None]) -> None:
-        """From any thread: have the loop do something soon."""
-        self._posted.put(work)
-        if threading.current_thread() is not self._thread:
-            self._mail.wake()
-
-    def wait(self, event: threading.Event) -> None:
-        """From any other thread: until something posted sets the event, or nothing posted happens any more."""
-        self._awaited.add(event)
-        if not self.ended.is_set():
-            event.wait()
-        self._awaited.discard(event)
-
-    def after(self, seconds: float, work: Callable[[], None]) -> None:
-        """From the loop: do something later."""
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), work))
-
-    def apart(self, work: Callable[[], None]) -> None:
-        """Do what may block in a thread of its own."""
-        thread = threading.Thread(target=work, name="edgert fleet worker", daemon=True)
-        self._workers = [each for each in self._workers if each.is_alive()]
-        self._workers.append(thread)
-        thread.start()
 
     def request(self, customer: Customer) -> int:
         """A new request's number; from the loop."""
@@ -219,62 +157,26 @@ class Fleet:
         self._put_away(member)
         wait_s = self.limits.backoff(member.faults)
         _log.info("%s is tried again in %.1f s", member.place, wait_s)
-        self.after(wait_s, lambda: self._start(member))
+        self.loop.after(wait_s, lambda: self._start(member))
 
     def close(self) -> None:
         """End all executors; at the end of the interpreter it happens by itself. Harmless twice."""
-        done = threading.Event()
 
-        def work() -> None:
+        def last() -> None:
             self._closed = True
             for member in list(self._members.values()):
                 self._end(member)
             self._members.clear()
-            done.set()
 
         atexit.unregister(self.close)
-        if self._thread.is_alive():
-            self.post(work)
-            self.wait(done)
-            self._thread.join()
-            limit_s = time.monotonic() + _LEAVE_S
-            for worker in self._workers:
-                worker.join(max(0.0, limit_s - time.monotonic()))
+        self.loop.close(last)
 
     # The loop ------------------------------------------------------------------------------------------------------
 
-    def _loop(self) -> None:
-        while not self._closed:
-            received = self._mail.receive(self._patience_s())
-            while received is not None:
-                self._guard(partial(self._take, received[0]))
-                received = self._mail.receive(0.0)
-            while not self._posted.empty():
-                self._guard(self._posted.get())
-            now_s = time.monotonic()
-            while self._timers and self._timers[0][0] <= now_s:
-                self._guard(heapq.heappop(self._timers)[2])
-            self._look_after(now_s)
-        self._mail.close()
-        self.ended.set()
-        for event in tuple(self._awaited):
-            event.set()
-
-    def _guard(self, work: Callable[[], None]) -> None:
-        """A fault of ours in one place must not end the loop, which all requests wait for."""
-        try:
-            work()
-        except Exception:  # noqa: BLE001 - whatever it is, the other requests must go on
-            _log.exception("a fault in edgert: the loop of the executors goes on")
-
-    def _patience_s(self) -> float | None:
-        if not self._posted.empty():
-            return 0.0
-        soonest_s = self._timers[0][0] - time.monotonic() if self._timers else None
-        if any(member.up for member in self._members.values()):
-            tick_s = self.limits.heartbeat_s
-            soonest_s = tick_s if soonest_s is None else min(soonest_s, tick_s)
-        return None if soonest_s is None else max(0.0, soonest_s)
+    def look(self) -> float | None:
+        """See `loop.Minder`: judge every member by its heartbeats."""
+        self._look_after(time.monotonic())
+        return self.limits.heartbeat_s if any(member.up for member in self._members.values()) else None
 
     def _look_after(self, now_s: float) -> None:
         """Judge every member by its heartbeats, once in a while."""
@@ -292,7 +194,8 @@ class Fleet:
             if complaint is not None:
                 self.fault(member, *complaint)
 
-    def _take(self, message: Message) -> None:  # noqa: PLR0912 - one branch a message: the table reads best whole
+    def take(self, message: Message) -> None:  # noqa: PLR0912 - one branch a message: the table reads best whole
+        """See `loop.Minder`."""
         match message:
             case Done() | Failed():
                 customer = self._requests.get(message.request)
@@ -341,97 +244,16 @@ class Fleet:
     # Life of a member ----------------------------------------------------------------------------------------------
 
     def _start(self, member: Member) -> None:
-        """Spawn it, or greet the one that somebody else started."""
-        if self._closed or member.state == "closed" or member.state in ("starting", "up"):
-            return
-        member.state, member.beat, member.life = "starting", None, 0
-        generation = member.started_s = time.monotonic()
-        if member.place.endpoint:
-            self._mail.know(member.place.endpoint, member.place.key)
-            member.endpoint = member.place.endpoint
-            self.apart(partial(self._meet, member, generation))
-        elif self.transport == "inproc":
-            member.thread = Executor(member.device, Mail.bound(fresh_endpoint("inproc")))
-            threading.Thread(target=member.thread.serve, name=str(member.place), daemon=True).start()
-            self._greet(member, member.thread.endpoint, 0)
-        else:
-            process = member.process = Child(self._service, name=str(member.place))
-            self.apart(partial(self._begin, member, generation, process))
-        self.after(self.limits.start_s, lambda: self._late(member, generation))
-
-    def _begin(self, member: Member, generation: float, process: Child) -> None:
-        """In a thread of its own: wait until a child listens."""
-        try:
-            body, _ = process.call(
-                "serve", {"device": asdict(member.device), "endpoint": fresh_endpoint(self.transport)},
-                timeout_s=self.limits.start_s,
-            )  # fmt: skip
-        except EdgertError as error:
-            message = error.message
-            self.post(lambda: self._lost_life(member, generation, message))
-        else:
-            self.post(lambda: self._spawned(member, generation, process, str(body["endpoint"])))
-
-    def _spawned(self, member: Member, generation: float, process: Child, endpoint: str) -> None:
-        if member.started_s != generation or member.process is not process:
-            return
-
-        def gone() -> None:
-            words = process.ending().message
-            self.post(lambda: self._lost_life(member, generation, words))
-
-        watch(process.pid, gone)
-        self._greet(member, endpoint, process.pid)
-
-    def _greet(self, member: Member, endpoint: str, pid: int) -> None:
-        member.endpoint, member.pid = endpoint, pid
-        facts = {"heartbeat_s": self.limits.heartbeat_s}
-        self._mail.send(endpoint, self._mail.hello(self._who, self._life, facts, listens=True))
-
-    def _meet(self, member: Member, generation: float) -> None:
-        """In a thread of its own: greet an executor that this process did not start, and hear it, since it may not
-        reach our inbox.
-        """
-        endpoint = member.place.endpoint
-        hello = self._mail.hello(self._who, self._life, {"heartbeat_s": self.limits.heartbeat_s}, listens=False)
-        try:
-            sent = self._mail.send(endpoint, hello)
-        except EdgertError as error:
-            message = error.message
-            self.post(lambda: self._lost_life(member, generation, message))
-            return
-        if not sent:
-            self.post(lambda: self._lost_life(member, generation, f"nobody answers at {endpoint}"))
-            return
-        for answer in self._mail.answers(endpoint):
-            # What it calls its own inbox (0.0.0.0, or an address behind a router) is not how it is reached.
-            known = replace(answer, endpoint=endpoint) if isinstance(answer, Welcome) else answer
-            self.post(partial(self._take, known))
+        if not self._closed and member.state == "down":
+            self._launcher.start(member)
 
     def _welcome(self, message: Welcome) -> None:
         for member in self._members.values():
             if member.endpoint == message.endpoint and member.state == "starting":
-                self._up(member, message)
-
-    def _up(self, member: Member, message: Welcome) -> None:
-        member.state, member.life, member.heard_s = "up", message.life, time.monotonic()
-        member.near = message.host == self._mail.host
-        if member.place.endpoint:
-            self._mail.spare(member.endpoint)
-            if member.near:
-                generation = member.started_s
-                watch(message.pid, lambda: self.post(lambda: self._lost_life(member, generation, "its process ended")))
-        self.events.add("started", f"{member.place}, process {message.pid}", device=member.device.id)
-        for held in member.held.values():
-            self._ask(member, held)
-
-    def _late(self, member: Member, generation: float) -> None:
-        if member.state == "starting" and member.started_s == generation:
-            self.fault(member, "lost", f"it did not answer within {self.limits.start_s:.0f} s of its start")
-
-    def _lost_life(self, member: Member, generation: float, reason: str) -> None:
-        if member.started_s == generation:
-            self.fault(member, "lost", reason)
+                self._launcher.welcome(member, message)
+                self.events.add("started", f"{member.place}, process {message.pid}", device=member.device.id)
+                for held in member.held.values():
+                    self._ask(member, held)
 
     def _ask(self, member: Member, held: Held) -> None:
         order = held.order
@@ -455,7 +277,7 @@ class Fleet:
         if member.near:
             send()
         else:
-            self.apart(send)  # a large model takes a while to read
+            self.loop.apart(send)  # a large model takes a while to read
 
     def _reply(self, member: Member) -> str:
         """Where a member answers; '' is the connection over which it was asked."""
@@ -485,11 +307,10 @@ class Fleet:
         if self._closed:
             rest()  # at the end of the interpreter no thread can be started; it was killed already
         else:
-            self.apart(rest)
+            self.loop.apart(rest)
 
     def _end(self, member: Member) -> None:
-        if member.up and member.place.endpoint:
-            self._mail.send(member.endpoint, Bye(self._who, self._life, "closed"))
+        self._launcher.part(member)
         member.state = "closed"
         self._put_away(member)
 

@@ -11,8 +11,9 @@ import logging
 from collections.abc import Callable, Sequence
 
 from edgert.errors import EdgertError
+from edgert.execution.customer import Customer
 from edgert.execution.events import EventKind
-from edgert.execution.fleet import Customer, Fleet
+from edgert.execution.fleet import Fleet
 from edgert.execution.member import Member
 from edgert.execution.ways import Way
 

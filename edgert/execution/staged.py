@@ -62,8 +62,8 @@ class StagedPipeline:
             plan, fleet, ways, reserve, name=name, witness=witness, refusals=refusals, drifted=drifted
         )
         self._closed = False
-        fleet.post(self._dispatcher.begin)
-        fleet.wait(self._dispatcher.settled)
+        fleet.loop.post(self._dispatcher.begin)
+        fleet.loop.wait(self._dispatcher.settled)
         ladder = self._dispatcher.ladder
         if ladder.usable() is None and (no_reserve := reserve.hopeless()):
             reasons = "; ".join((*refusals, *ladder.hopeless(), no_reserve))
@@ -103,15 +103,15 @@ class StagedPipeline:
             Overloaded: too many wait, or the answer would come after the deadline.
             Closed: after `close`.
         """
-        if self._closed or self._fleet.ended.is_set():  # the latter at the interpreter's end
+        if self._closed or self._fleet.loop.ended.is_set():  # the latter at the interpreter's end
             raise fleets.closed(self.name)
         dispatcher = self._dispatcher
         dispatcher.admission.enter(deadline_s)
-        promise: Promise[Answer] = Promise(lambda: self._fleet.post(lambda: dispatcher.call_off(flight)))
+        promise: Promise[Answer] = Promise(lambda: self._fleet.loop.post(lambda: dispatcher.call_off(flight)))
         flight = Flight(0, inputs, promise, finish, priority, given_s=deadline_s or 0.0)
         if deadline_s is not None:
             flight.deadline_s = flight.started_s + deadline_s
-        self._fleet.post(lambda: dispatcher.enter(flight))
+        self._fleet.loop.post(lambda: dispatcher.enter(flight))
         return promise
 
     @property
@@ -136,16 +136,16 @@ class StagedPipeline:
         if self._closed:
             return
         self._closed = True
-        self._fleet.post(self._dispatcher.close)
-        self._fleet.wait(self._dispatcher.empty)
+        self._fleet.loop.post(self._dispatcher.close)
+        self._fleet.loop.wait(self._dispatcher.empty)
         done = threading.Event()
 
         def leave() -> None:
             self._dispatcher.ladder.release()
             done.set()
 
-        self._fleet.post(leave)
-        self._fleet.wait(done)
+        self._fleet.loop.post(leave)
+        self._fleet.loop.wait(done)
         self._reserve.close()
         fleets.give_back(self._fleet)
         self._release()

@@ -421,7 +421,7 @@ def test_a_library_that_can_computes_into_shared_memory_and_all_of_it_is_freed(f
             assert made.reason == ""
         assert given
         done = threading.Event()
-        fleet.post(done.set)  # after the messages that free the last slots
+        fleet.loop.post(done.set)  # after the messages that free the last slots
         assert done.wait(60)
         while pool.used_bytes:  # the executor's own loop reads them in its own time
             assert pipeline.run({"x": np.ones((1, 4), np.float32)}).reason == ""

@@ -1,0 +1,128 @@
+"""What comes to an executor: routes, and the inputs of requests, which are gathered until nothing is missing."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from edgert.execution.mail import Mail
+from edgert.transport.messages import Carried, Leg, Work
+
+_REMEMBERED = 4096
+"""Requests that were called off, and half-gathered ones, that are kept in mind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request whose inputs are all here."""
+
+    work: Work
+    """The message that completed it."""
+    leg: Leg
+    values: Mapping[str, Carried]
+    """Inputs by name."""
+    homes: tuple[tuple[str, Carried], ...]
+    """Each input, and where its slot is given back ('': it lies in none)."""
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """Inputs of one request that came so far."""
+
+    attempt: int
+    values: dict[str, Carried] = field(default_factory=dict)
+    homes: list[tuple[str, Carried]] = field(default_factory=list)
+
+
+class Arrivals:
+    """Belongs to the executor's loop."""
+
+    def __init__(self, mail: Mail) -> None:
+        """Args:
+        mail: with which the messages come.
+        """
+        self._mail = mail
+        self._routes: dict[int, dict[str, Leg]] = {}
+        self._early: dict[int, list[Work]] = {}
+        self._gathering: OrderedDict[tuple[int, str], _Gathering] = OrderedDict()
+        self._cancelled: OrderedDict[int, int] = OrderedDict()
+
+    def take(self, work: Work) -> Job | None:
+        """Keep what came; the request when nothing is missing any more."""
+        if work.route not in self._routes:
+            self._keep_early(work)
+            return None
+        leg = self._routes[work.route].get(work.segment)
+        if leg is None:
+            self._mail.odd(work)
+            return None
+        if self._cancelled.get(work.request, -1) >= work.attempt:
+            self._mail.release(work.home, work.values)
+            return None
+        homes: tuple[tuple[str, Carried], ...] = tuple((work.home, value) for value in work.values.values())
+        if all(name in work.values for name in leg.inputs):
+            return Job(work, leg, work.values, homes)
+        return self._gather(work, leg, homes)
+
+    def set_route(self, route: int, legs: tuple[Leg, ...], peer: str) -> list[Job]:
+        """Learn a route, or (no legs) forget it.
+
+        Args:
+            route: its number.
+            legs: of the segments that run here.
+            peer: where to answer a sender that listens nowhere.
+
+        Returns:
+            Requests that came before it and miss nothing now.
+        """
+        if not legs:
+            self._routes.pop(route, None)
+            return []
+        self._routes[route] = {leg.segment: _answered_at(leg, peer) for leg in legs}
+        for endpoint in {send.endpoint for leg in self._routes[route].values() for send in leg.sends}:
+            self._mail.expect(endpoint)
+        return [job for work in self._early.pop(route, ()) if (job := self.take(work)) is not None]
+
+    def call_off(self, request: int, attempt: int) -> None:
+        """Drop what came for a request, up to and including that attempt, and what still comes."""
+        self._cancelled[request] = attempt
+        if len(self._cancelled) > _REMEMBERED:
+            self._cancelled.popitem(last=False)
+        for key in [key for key in self._gathering if key[0] == request and self._gathering[key].attempt <= attempt]:
+            release(self._mail, self._gathering.pop(key).homes)
+
+    def _keep_early(self, work: Work) -> None:
+        """The executor before us may be faster than the caller that tells the route."""
+        self._early.setdefault(work.route, []).append(work)
+        if len(self._early) > _REMEMBERED:
+            for late in self._early.pop(next(iter(self._early))):
+                self._mail.discard(late)
+
+    def _gather(self, work: Work, leg: Leg, homes: tuple[tuple[str, Carried], ...]) -> Job | None:
+        key = (work.request, work.segment)
+        parts = self._gathering.get(key)
+        if parts is None or parts.attempt < work.attempt:
+            parts = self._gathering[key] = _Gathering(work.attempt)
+            if len(self._gathering) > _REMEMBERED:
+                self._gathering.popitem(last=False)
+        parts.values.update(work.values)
+        parts.homes.extend(homes)
+        if not all(name in parts.values for name in leg.inputs):
+            return None
+        del self._gathering[key]
+        return Job(work, leg, parts.values, tuple(parts.homes))
+
+
+def release(mail: Mail, homes: tuple[tuple[str, Carried], ...] | list[tuple[str, Carried]]) -> None:
+    """Give back the slots in which inputs came."""
+    for home, value in homes:
+        if home:
+            mail.release(home, {"": value})
+
+
+def _answered_at(leg: Leg, peer: str) -> Leg:
+    """The leg with the sender's connection in place of an inbox that it does not have."""
+    if leg.caller:
+        return leg
+    return replace(leg, caller=peer, sends=tuple(replace(send, endpoint=send.endpoint or peer) for send in leg.sends))
