@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 from edgert.devices.backend import Source
-from edgert.execution.pipeline import Isolation, Pipeline
+from edgert.execution.pipeline import Pipeline
+from edgert.execution.rungs import Isolation
 from edgert.execution.segments import Parts
 from edgert.machine import Machine
 from edgert.plan import Plan

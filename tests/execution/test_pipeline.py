@@ -12,7 +12,7 @@ import pytest
 
 from edgert.devices.backend import Source
 from edgert.errors import Closed, DeviceLost, RunFailed
-from edgert.execution import pipeline as pipeline_module
+from edgert.execution import rungs
 from edgert.execution.pipeline import Pipeline
 from edgert.formats import open_model
 from edgert.machine import Device
@@ -56,7 +56,7 @@ def start(line, machine_of, foreign):
 
 def executor_pid(pipeline):
     """The process that owns the device of a pipeline."""
-    return pipeline._remotes[-1].pid
+    return pipeline._rungs._remotes[-1].pid
 
 
 def test_the_plans_target_answers_while_it_can(start, x):
@@ -167,7 +167,7 @@ def test_a_device_that_is_no_cpu_runs_in_a_process_of_its_own(start, x):
 def test_without_isolation_it_runs_in_this_one(start, x):
     pipeline = start("right@gpu:0", isolation="none")
     assert pipeline.run({"x": x}).target == target("right@gpu:0")
-    assert not pipeline._remotes
+    assert not pipeline._rungs._remotes
 
 
 def test_killing_the_executor_between_requests_loses_none(start, x):
@@ -190,7 +190,7 @@ def test_an_executor_that_dies_during_a_request_loses_none(start, x):
 
 
 def test_an_executor_that_hangs_during_a_request_is_killed_and_loses_none(start, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "_FEWEST_HANG_S", 0.5)
+    monkeypatch.setattr(rungs, "_FEWEST_HANG_S", 0.5)
     pipeline = start("dies_on_demand@gpu:0", "onnxruntime")
     pid = executor_pid(pipeline)
     fatal = np.full((1, 4), 999, np.float32)
