@@ -7,12 +7,13 @@ entry point group `edgert.backends` adds those of other packages. Nothing here i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from edgert.formats.artefacts import Artefact
 from edgert.graph import Format, Value
 from edgert.machine import Device, Reach
 from edgert.profile import Precision, Target
@@ -32,6 +33,15 @@ class Source:
     outputs: tuple[Value, ...]
     precision: Precision
     """The model's own: 'i8' when it carries quantised arithmetic, else that of its floats."""
+    artefact: Artefact | None = None
+    """What was compiled from it, where there is such a file; see `on`."""
+
+    def on(self, target: Target) -> Source:
+        """What a target prepares: the artefact where it reads that, else the model."""
+        if self.artefact is None:
+            return self
+        path = self.artefact.path if self.artefact.read_on(target) else self.path
+        return replace(self, path=path, artefact=None)
 
 
 class Place(Protocol):

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +235,8 @@ def resident_bytes() -> int:
 
 
 def source_to_json(source: Source) -> dict[str, Any]:
-    """`source_from_json` reads it back."""
-    return {**asdict(source), "path": str(source.path)}
+    """`source_from_json` reads it back, but for an artefact: what crosses is for one target (`Source.on`)."""
+    return {**asdict(replace(source, artefact=None)), "path": str(source.path)}
 
 
 def source_from_json(data: Mapping[str, Any]) -> Source:

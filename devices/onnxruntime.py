@@ -117,6 +117,17 @@ _registering = threading.Lock()
 _registered: set[str] = set()  # a library registers once a process, also when it finds no device
 
 
+def way_of(provider: str) -> str:
+    """Pattern of the ways that read what a provider compiled; '' for one that is not known.
+
+    Args:
+        provider: as `EPContext` nodes name it in `source`: 'QNNExecutionProvider', or shorter, 'QNN'.
+    """
+    wanted = provider.removesuffix("ExecutionProvider").lower()
+    known = (name for name, each in PROVIDERS.items() if each.ep.removesuffix("ExecutionProvider").lower() == wanted)
+    return next((f"onnxruntime+{name}@*" for name in known if name), "")
+
+
 class Backend:
     """ONNX Runtime; see `edgert.devices.backend.Backend`."""
 

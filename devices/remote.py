@@ -141,7 +141,7 @@ class Remote:
         """
         body, _ = self.call(
             "prepare",
-            {"source": source_to_json(source), "target": str(target), "device": asdict(device),
+            {"source": source_to_json(source.on(target)), "target": str(target), "device": asdict(device),
              "cache": str(cache) if cache else ""},
             timeout_s=timeout_s,
         )  # fmt: skip

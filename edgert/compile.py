@@ -14,6 +14,7 @@ from edgert.execution.segments import tidied_path
 from edgert.machine import Machine
 from edgert.model import load, wish_of
 from edgert.plan import Objective, Plan, Tolerance
+from edgert.planning.artefacts import open_artefact
 from edgert.planning.offline import plan_from_profile, profile_of
 from edgert.profile import Profile
 
@@ -27,6 +28,7 @@ class Wishes(TypedDict, total=False):
     targets: Sequence[str] | None
     budget_s: float
     memory_limit_bytes: int | None
+    source: Path | None
     cache_dir: Path | None
     progress: Callable[[str, float], None] | None
 
@@ -38,7 +40,7 @@ def compile_model(
     """A bundle of a model for a machine; `edgert.load` opens it there.
 
     Args:
-        model: an .onnx or .tflite file.
+        model: an .onnx or .tflite file; with `source` what was compiled from one, which both go into the bundle.
         output: the bundle, replaced if it exists.
         machine: what to plan for; else the one at hand.
         profile: measured on that machine: the plan is made from its rows alone, and nothing is run here. Without one
@@ -51,9 +53,12 @@ def compile_model(
         EdgertError: what `edgert.load` raises.
     """
     plan, machine, profile = plan_model(model, machine=machine, profile=profile, **wishes)
+    made_from, artefact = wishes.get("source"), None
+    if made_from is not None:
+        model, artefact = Path(made_from), open_artefact(model.absolute())
     compiled = store.subfolder(store.folder(wishes.get("cache_dir")), "compiled", plan.model[:16])
     tidied = tidied_path(compiled) if plan.tidied and compiled else None
-    return bundle.write(output, model, plan, machine, profile, tidied=tidied)
+    return bundle.write(output, model, plan, machine, profile, tidied=tidied, artefact=artefact)
 
 
 def plan_model(
@@ -67,6 +72,11 @@ def plan_model(
         raise OptionError(f"{model} is a bundle already.", "Give the model that it was made from.")
     here = store.folder(wishes.get("cache_dir"))
     if profile is not None:
+        if wishes.get("source") is not None:
+            raise OptionError(
+                "source= was given, but a profile says nothing of what was compiled from a model.",
+                "Plan on the machine itself, without a profile.",
+            )
         if wishes.get("memory_limit_bytes") is not None:
             raise OptionError(
                 "a memory limit was given, but what segments hold is not in a profile.",

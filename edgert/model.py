@@ -20,7 +20,7 @@ from edgert import bundle, formats, store, unpack
 from edgert.buckets import Bucket, bucket_of, free_axes, grouped, shapes_of, text_of
 from edgert.devices import probe as probing
 from edgert.devices.backend import Source
-from edgert.errors import Cancelled, Closed, EdgertError, MissingPackage, NotEnoughMemory, OptionError
+from edgert.errors import Cancelled, Closed, EdgertError, MissingPackage, NotEnoughMemory, OptionError, PrepareRefused
 from edgert.execution import guard
 from edgert.execution.climate import CLIMATE, Climate, Eased
 from edgert.execution.events import Event
@@ -50,6 +50,7 @@ _ONE_SEARCH = threading.Lock()
 def load(
     path: str | os.PathLike[str],
     *,
+    source: str | os.PathLike[str] | None = None,
     objective: Objective = "latency",
     tolerance: float | Tolerance | None = None,
     precision: str = "own",
@@ -70,6 +71,8 @@ def load(
     Args:
         path: an .onnx or .tflite file; or a bundle, which brings its plan: nothing is measured then, and of the other
             arguments only `machine`, `cache_dir` and `isolation` count.
+        source: the model that `path` was made from, where that is a file which only one accelerator reads (a context of
+            an ONNX Runtime provider, a program for an Edge TPU, ...). It gives the reference, and stands in.
         objective: 'latency' is the time of one request; 'throughput' is items per second, for which several
             instances, each with its own cores, are tried too.
         tolerance: how far answers may be from the reference: a fraction of each output's range, or a `Tolerance`.
@@ -92,6 +95,7 @@ def load(
     Raises:
         ModelNotFound, ModelCorrupt, ModelUnsupported: the file is at fault, or nothing here runs it; or a bundle is
             for another machine (with the differences).
+        NoLastResort: only an accelerator reads the file, and there is no `source`.
         UnknownTarget, OptionError: a setting is.
         Infeasible: some block of the model alone does not fit the memory limit; with the figures.
         NotEnoughMemory: what is left does not even hold what the plan's fallbacks need.
@@ -107,17 +111,20 @@ def load(
     folder = store.folder(cache_dir)
     file = Path(path).expanduser().absolute()
     if bundle.is_bundle(file):
-        _refuse_wishes(file, objective, precision, tolerance=tolerance, targets=targets, samples=samples)
+        _refuse_wishes(
+            file, objective, precision, tolerance=tolerance, targets=targets, samples=samples, source=source
+        )  # fmt: skip
         return _unpacked(unpack.unpack(file, machine, folder, apart=isolation != "none"), isolation)
     from edgert import planning
-    from edgert.planning import Assignment, Memory
+    from edgert.planning import Assignment, Memory, artefacts
 
     groups = grouped(planning.user_samples(samples)[0])
     if len(groups) > 1 and budget_s:  # without a budget nothing is measured, at no shape
         with ExitStack() as made:
             loads = [
                 made.enter_context(load(
-                    path, objective=objective, tolerance=tolerance, precision=precision, targets=targets, samples=group,
+                    path, source=source, objective=objective, tolerance=tolerance, precision=precision,
+                    targets=targets, samples=group,
                     machine=machine, budget_s=budget_s, cache_dir=cache_dir, isolation=isolation,
                     memory_limit_bytes=memory_limit_bytes, progress=progress,
                 ))
@@ -125,25 +132,32 @@ def load(
             ]  # fmt: skip
             made.pop_all()  # all are there: nothing is closed
         return loads[0].join(loads[1:])
+    artefact = None
+    if source is not None:
+        artefact, file = artefacts.open_artefact(file), Path(source).expanduser().absolute()
     chosen, digest = planning.user_samples(samples)
     limit_bytes = guard.limit_for(file, memory_limit_bytes)
     wish = replace(wish_of(objective, precision, tolerance, targets, digest), memory_limit_bytes=limit_bytes)
     model_digest = memo.digest(file, folder)
+    if artefact is not None:
+        model_digest = artefacts.digest_beside(model_digest, artefact.path, folder)
     asked = machine
     if machine is None:
         machine = probing.probe(cache_dir=folder, progress=progress) if budget_s else probing.known_or_glance(folder)
     memory = Memory(folder, model_digest, machine)
     plan = memory.plan(wish, budget_s)
     if plan is not None and guard.has_room(plan):
-        source = Source(file, plan.format, plan.inputs, plan.outputs, plan.own_precision)
+        whole = Source(file, plan.format, plan.inputs, plan.outputs, plan.own_precision, artefact)
         with suppress(NotEnoughMemory):  # less is left today than when it was made: plan anew, within that
             return _started(
-                plan, source, machine, memory.compiled(), isolation, limit_bytes=limit_bytes,
-                drifted=partial(planning.distrust, memory, wish, source),
+                plan, whole, machine, memory.compiled(), isolation, limit_bytes=limit_bytes,
+                reason=artefacts.why_unused(plan, artefact, targets),
+                drifted=partial(planning.distrust, memory, wish, whole),
             )  # fmt: skip
         wish = replace(wish, memory_limit_bytes=limit_bytes or guard.within_reach())
     say = progress or (lambda _message, _share: None)
-    assignment = Assignment(_open(file, model_digest), machine, wish, memory, budget_s, chosen, say)
+    assignment = Assignment(_open(file, model_digest), machine, wish, memory, budget_s, chosen, say, artefact)
+    artefacts.check(assignment.file, artefact, targets)
     model = _planned(assignment, isolation)
     if not budget_s and model.plan.residency is None:  # a search would hold more than the limit beside the model
         model.improve(assignment, isolation, lambda: asked or probing.probe(cache_dir=folder))
@@ -153,21 +167,24 @@ def load(
 def _planned(assignment: Assignment, isolation: Isolation) -> Model:
     """The model of a plan that is made now; in turns where less memory is left than the plan turned out to need."""
     from edgert import planning
+    from edgert.planning.artefacts import why_unused
 
     make = planning.make_plan if assignment.budget_s else planning.first_plan
     source, machine, compiled = assignment.source, assignment.machine, assignment.memory.compiled()
     limit_bytes = assignment.wish.memory_limit_bytes
     drifted = partial(planning.distrust, assignment.memory, assignment.wish, source)
+    plan = make(assignment)
+    reason = why_unused(plan, assignment.artefact, assignment.wish.targets)
     try:
         return _started(
-            make(assignment), source, machine, compiled, isolation, limit_bytes=limit_bytes, drifted=drifted
+            plan, source, machine, compiled, isolation, limit_bytes=limit_bytes, drifted=drifted, reason=reason
         )
     except NotEnoughMemory:
         if limit_bytes:
             raise
     limit_bytes = guard.within_reach()
     anew = replace(assignment, wish=replace(assignment.wish, memory_limit_bytes=limit_bytes))
-    return _started(make(anew), source, machine, compiled, isolation, limit_bytes=limit_bytes)
+    return _started(make(anew), source, machine, compiled, isolation, limit_bytes=limit_bytes, reason=reason)
 
 
 def _started(
@@ -230,10 +247,15 @@ def _open(file: Path, digest: str) -> formats.ModelFile:
     except MissingPackage as error:
         if file.suffix != ".tflite":
             raise
+        from edgert.planning.artefacts import explain_refusal
         from edgert.planning.whole import open_whole
 
         _log.info("%s", error.message)
-        return open_whole(file, digest)
+        try:
+            return open_whole(file, digest)
+        except PrepareRefused as refusal:
+            explain_refusal(file, refusal)
+            raise
 
 
 def _targets(asked: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -419,7 +441,7 @@ class Model:
     def improve(self, assignment: Assignment, isolation: Isolation, probe: Callable[[], Machine]) -> None:
         """Search for a better plan in the background and swap it in when it is ready."""
         from edgert import planning
-        from edgert.planning import Memory
+        from edgert.planning import Memory, artefacts
 
         def work() -> None:
             try:
@@ -440,6 +462,7 @@ class Model:
             except EdgertError as error:
                 _log.warning("%s: no better plan was found: %s", self._source.path.name, error)
                 return
+            self._reason = artefacts.why_unused(plan, assignment.artefact, assignment.wish.targets)
             self._swap(better)
 
         self._improving = threading.Thread(target=work, name=f"improve {self._source.path.name}", daemon=True)

@@ -90,7 +90,7 @@ def unpack(path: Path, machine: Machine | None, folder: Path | None, *, apart: b
     found = differences(read, here)
     files, release = _lay_down(read, folder)
     try:
-        source = _source(read, files / read.model)
+        source = _source(read, files)
         parts = _Laid(source, read, files)
         compiled = store.subfolder(folder, "compiled", read.plan.model[:16])
         reasons = [f"made for another machine: {'; '.join(found)}"] if found else []
@@ -281,9 +281,11 @@ def _fallback_plan(plan: Plan, target: Target, rest: Sequence[Target], here: Mac
     )
 
 
-def _source(read: Bundle, path: Path) -> Source:
-    plan = read.plan
-    return Source(path, plan.format, plan.inputs, plan.outputs, plan.own_precision)
+def _source(read: Bundle, files: Path) -> Source:
+    """The whole model among the files that were laid down, with what was compiled from it."""
+    plan, artefact = read.plan, read.artefact
+    beside = None if artefact is None else replace(artefact, path=files / artefact.path)
+    return Source(files / read.model, plan.format, plan.inputs, plan.outputs, plan.own_precision, beside)
 
 
 def _prove(plan: Plan, parts: Parts, here: Machine, kept: Path | None) -> None:

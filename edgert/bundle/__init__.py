@@ -6,6 +6,7 @@
     ├── machine.json        `Machine` that it was made for
     ├── profile.json        `Profile` that it was chosen by
     ├── model/model.onnx    the source model, what the fallbacks run; its external data beside it
+    ├── artefact/...        what was compiled from it for one accelerator, if the plan was made with such a file
     └── segments/0.onnx     one file for each segment that is not the whole model
 
 Equal content makes equal bytes. Nothing is compressed, so that no member can be larger than the file. `read` checks
@@ -21,7 +22,7 @@ import os
 import stat
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -51,6 +52,7 @@ from edgert.bundle.archive import (
 )
 from edgert.bundle.sense import check_plan
 from edgert.errors import EdgertError, ModelError, ModelUnsupported
+from edgert.formats.artefacts import ARTEFACT, Artefact
 from edgert.formats.files import digest_of, map_file, replacing, sha256
 from edgert.machine import Machine
 from edgert.plan import Plan
@@ -58,8 +60,8 @@ from edgert.profile import Profile
 
 __all__ = ["FORMAT", "SUFFIX", "Bundle", "Member", "is_bundle", "read", "write"]
 
-FORMAT = 1
-"""Of the archive; a reader refuses a later one."""
+FORMAT = 2
+"""Of the archive; a reader refuses a later one. What has no artefact is written in format 1, which older ones read."""
 SUFFIX = ".edgert"
 
 
@@ -77,6 +79,8 @@ class Bundle:
     """Name of the source model's member."""
     segments: tuple[str, ...]
     """Name of each segment's member; the source model's for a segment that is all of it."""
+    artefact: Artefact | None = None
+    """What was compiled from the source model; its path is the member's name."""
 
     @property
     def files(self) -> tuple[Member, ...]:
@@ -121,8 +125,9 @@ def is_bundle(path: Path) -> bool:
 
 
 def write(
-    path: Path, model: Path, plan: Plan, machine: Machine, profile: Profile, *, tidied: Path | None = None
-) -> Bundle:
+    path: Path, model: Path, plan: Plan, machine: Machine, profile: Profile, *, tidied: Path | None = None,
+    artefact: Artefact | None = None,
+) -> Bundle:  # fmt: skip
     """Make a bundle; `path` appears whole or not at all.
 
     Args:
@@ -132,6 +137,7 @@ def write(
         machine: what it was made for.
         profile: what it was chosen by.
         tidied: the tidied-up model, where `plan.tidied` says that its segments are cut from one.
+        artefact: what was compiled from the model, where the plan was made with it.
 
     Raises:
         ModelError: the model cannot be read, or is not the plan's; nor is `tidied`.
@@ -139,8 +145,11 @@ def write(
     """
     path, model = path.absolute(), model.absolute()
     with tempfile.TemporaryDirectory(prefix="edgert-") as scratch:
-        files, beside = _model_files(model, plan)
+        files, beside = _files(model, "model", f".{plan.format}")
         source = next(iter(files))
+        kept, compiled = _packed(artefact)
+        files |= kept
+        _check_digest(model, plan, _digest_of(files, source, beside, compiled))
         segments = []
         cut_from = _cut_from(model, plan, tidied)
         for number, segment in enumerate(plan.segments):
@@ -161,7 +170,7 @@ def write(
         members = {name: Member(name, len(text), hashlib.sha256(text).hexdigest()) for name, text in texts.items()}
         members |= {name: described(name, file) for name, file in files.items()}
         made = Bundle(path, plan, machine, profile, members, source, tuple(segments))
-        manifest = _json(_manifest(made, beside))
+        manifest = _json(_manifest(made, beside, compiled))
         _write(path, {MANIFEST: manifest, **texts}, files, members)
     return made
 
@@ -178,34 +187,62 @@ def _cut_from(model: Path, plan: Plan, tidied: Path | None) -> Path:
     return tidied
 
 
-def _model_files(model: Path, plan: Plan) -> tuple[dict[str, Path], dict[str, str]]:
-    """Members of the source model, itself first; and location in the model -> member of its external data."""
-    companions = formats.companions(model)
-    beside = {location: f"model/{PurePosixPath(location)}" for location, _ in companions}
-    source = f"model/model.{plan.format}"
+def _files(model: Path, folder: str, suffix: str, locations: bool = True) -> tuple[dict[str, Path], dict[str, str]]:
+    """Members of a model, itself first; and location in the model -> member of what it refers to."""
+    companions = formats.companions(model) if locations else ()
+    beside = {location: f"{folder}/{PurePosixPath(location)}" for location, _ in companions}
+    source = f"{folder}/model{suffix}"
     while source in beside.values():
         source = source.replace("/model", "/model_", 1)
     files = {source: model, **{beside[location]: file for location, file in companions}}
     for name in files:
         if not is_safe(name):
-            raise ModelUnsupported(f"{model}: external data in {name[6:]!r} has no portable name.", "Rename that file.")
-    digests = {location: sha256(map_file(file)) for location, file in companions}
-    digest = digest_of(sha256(map_file(model)), digests)
+            where = name.partition("/")[2]
+            raise ModelUnsupported(f"{model}: external data in {where!r} has no portable name.", "Rename that file.")
+    return files, beside
+
+
+def _packed(artefact: Artefact | None) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Members of an artefact, and its entry in the manifest."""
+    if artefact is None:
+        return {}, {}
+    files, beside = _files(artefact.path, "artefact", artefact.path.suffix.lower(), locations=bool(artefact.readers))
+    name = next(iter(files))
+    return files, {"file": name, "beside": beside, "what": artefact.what, "readers": artefact.readers}
+
+
+def _digest_of(files: Mapping[str, Path], source: str, beside: Mapping[str, str], compiled: Mapping[str, Any]) -> str:
+    """Content hash of a model and its artefact, from their files."""
+    return _digest(lambda name: sha256(map_file(files[name])), source, beside, compiled)
+
+
+def _digest(
+    hashed: Callable[[str], str], source: str, beside: Mapping[str, str], compiled: Mapping[str, Any]
+) -> str:  # fmt: skip
+    """As `Plan.model` has it: the model with its external data, and the artefact with what it refers to."""
+    found = digest_of(hashed(source), {place: hashed(name) for place, name in beside.items()})
+    if not compiled:
+        return found
+    own = digest_of(hashed(compiled["file"]), {place: hashed(name) for place, name in compiled["beside"].items()})
+    return digest_of(found, {ARTEFACT: own})
+
+
+def _check_digest(model: Path, plan: Plan, digest: str) -> None:
     if digest != plan.model:
         raise ModelError(
             f"{model} is not the model of plan {plan.id} (it is {digest[:16]}, not {plan.model[:16]}).",
             "Plan it anew: the file has changed.",
         )
-    return files, beside
 
 
-def _manifest(made: Bundle, beside: Mapping[str, str]) -> dict[str, Any]:
+def _manifest(made: Bundle, beside: Mapping[str, str], compiled: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "format": FORMAT,
+        "format": FORMAT if compiled else 1,
         "edgert": metadata.version("edgert"),
         "plan": made.plan.id,
         "machine": made.machine.fingerprint,
         "model": {"file": made.model, "beside": dict(beside), "digest": made.plan.model},
+        **({"artefact": compiled} if compiled else {}),
         "segments": list(made.segments),
         "members": {
             name: {"size_bytes": member.size_bytes, "sha256": member.sha256} for name, member in made.members.items()
@@ -265,7 +302,7 @@ def _check_format(manifest: Mapping[str, Any], path: Path) -> None:
             f"this edgert reads {FORMAT}.",
             "pip install --upgrade edgert",
         )
-    if version != FORMAT:
+    if version not in (1, FORMAT):
         raise corrupt(path, f"member {MANIFEST!r}", f"format {version!r} is unknown")
 
 
@@ -301,7 +338,7 @@ def _assemble(
         typed.check(profile)
         part = MANIFEST
         model, segments = str(manifest["model"]["file"]), tuple(map(str, manifest["segments"]))
-        bundle = Bundle(path, plan, machine, profile, members, model, segments)
+        bundle = Bundle(path, plan, machine, profile, members, model, segments, _artefact(manifest.get("artefact")))
         _check_parts(bundle, manifest)
     except (*DAMAGE, EdgertError) as error:
         reason = error.message if isinstance(error, EdgertError) else f"{type(error).__name__}: {error}"
@@ -309,11 +346,22 @@ def _assemble(
     return bundle
 
 
+def _artefact(entry: Mapping[str, Any] | None) -> Artefact | None:
+    """What the manifest says of an artefact. Raises KeyError, TypeError or ValueError."""
+    if entry is None:
+        return None
+    name, what, readers = (entry[field] for field in ("file", "what", "readers"))
+    if not all(isinstance(text, str) for text in (name, what, readers)) or "/" not in name:
+        raise ValueError(f"artefact {name!r} is not described")
+    return Artefact(Path(name), what, readers)
+
+
 def _check_parts(bundle: Bundle, manifest: Mapping[str, Any]) -> None:
     """That plan, machine, profile and files belong together. Raises ValueError, KeyError or TypeError."""
     plan, members = bundle.plan, bundle.members
     beside: Mapping[str, str] = manifest["model"]["beside"]
-    digest = digest_of(members[bundle.model].sha256, {place: members[name].sha256 for place, name in beside.items()})
+    compiled: Mapping[str, Any] = manifest.get("artefact") or {}
+    digest = _digest(lambda name: members[name].sha256, bundle.model, beside, compiled)
     pairs = {
         "plan": (manifest["plan"], plan.id),
         "machine": (manifest["machine"], bundle.machine.fingerprint),
@@ -327,9 +375,11 @@ def _check_parts(bundle: Bundle, manifest: Mapping[str, Any]) -> None:
     for what, (said, found) in pairs.items():
         if said != found:
             raise ValueError(f"{what}: {said!r}, but {found!r} is here")
-    for place, name in beside.items():
-        if PurePosixPath(name) != PurePosixPath(bundle.model).parent / place:
-            raise ValueError(f"external data {place!r} is not beside the model")
+    owners = [(bundle.model, beside), *([(compiled["file"], compiled["beside"])] if compiled else [])]
+    for owner, others in owners:
+        for place, name in others.items():
+            if PurePosixPath(name) != PurePosixPath(owner).parent / place:
+                raise ValueError(f"external data {place!r} is not beside the model")
     for segment, name in zip(plan.segments, bundle.segments, strict=True):
         if name not in members or "/" not in name or bool(segment.nodes) == (name == bundle.model):
             raise ValueError(f"segment {name!r} has no file")

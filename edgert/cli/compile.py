@@ -20,6 +20,7 @@ from edgert.cli.options import (
     Precision,
     PrecisionOption,
     ProfileOption,
+    SourceOption,
     TargetsOption,
     ToleranceOption,
     load_arguments,
@@ -42,6 +43,7 @@ def compile_(  # noqa: PLR0917 - a command's options are its arguments
     targets: TargetsOption = None,
     budget: BudgetOption = 10.0,
     memory_limit: MemoryLimitOption = None,
+    source: SourceOption = None,
     as_json: Json = False,
 ) -> None:
     """Pack MODEL with its plan into one file that runs on its machine without planner and readers of models."""
@@ -50,7 +52,8 @@ def compile_(  # noqa: PLR0917 - a command's options are its arguments
 
     there = None if machine is None else read_machine(machine)
     known = None if profile is None else read_profile(profile)
-    arguments = load_arguments(objective, precision, tolerance, targets, budget, memory_limit=memory_limit)
+    arguments = load_arguments(objective, precision, tolerance, targets, budget, memory_limit=memory_limit,
+                               source=source)  # fmt: skip
     with console.progress(f"compiling {model.name}", quiet=as_json) as progress:
         made = compile_model(model, output or model.with_suffix(".edgert"), machine=there, profile=known,
                              progress=progress, **arguments)  # fmt: skip

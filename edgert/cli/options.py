@@ -57,6 +57,10 @@ MemoryLimitOption: TypeAlias = Annotated[
         "--memory-limit", metavar="SIZE", help="Hold no more than this, such as 300MB or 1.5GiB; else what is left."
     ),
 ]
+SourceOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--source", help="What MODEL was made from, where only one accelerator reads MODEL: it stands in."),
+]
 MachineOption: TypeAlias = Annotated[
     Path | None, typer.Option("--machine", help="Plan for this one, as `edgert probe --json` described it.")
 ]
@@ -67,7 +71,7 @@ ProfileOption: TypeAlias = Annotated[
 
 def load_arguments(
     objective: Objective, precision: Precision, tolerance: float | None, targets: Sequence[str] | None, budget_s: float,
-    *, memory_limit: str | None = None,
+    *, memory_limit: str | None = None, source: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The keyword arguments of `edgert.load` that these options stand for; `--targets a,b` is two targets."""
     chosen = [part.strip() for text in targets or () for part in text.split(",") if part.strip()]
@@ -78,6 +82,7 @@ def load_arguments(
         "targets": chosen or None,
         "budget_s": budget_s,
         **({} if memory_limit is None else {"memory_limit_bytes": size_bytes(memory_limit)}),
+        **({} if source is None else {"source": source}),
     }
 
 

@@ -21,6 +21,7 @@ from edgert.cli.options import (
     Precision,
     PrecisionOption,
     ProfileOption,
+    SourceOption,
     TargetsOption,
     ToleranceOption,
     load_arguments,
@@ -52,6 +53,7 @@ def plan(  # noqa: PLR0917 - a command's options are its arguments
     targets: TargetsOption = None,
     budget: BudgetOption = 10.0,
     memory_limit: MemoryLimitOption = None,
+    source: SourceOption = None,
     as_json: Json = False,
 ) -> None:
     """Find the fastest correct way to run MODEL here, or on the machine that is described, and show it."""
@@ -59,7 +61,8 @@ def plan(  # noqa: PLR0917 - a command's options are its arguments
         raise OptionError(f"{str(draw)!r} is neither .svg nor .html.", "Name the picture plan.svg or plan.html.")
     if import_placement is not None:
         targets = [*(targets or ()), *_placed(import_placement)]
-    arguments = load_arguments(objective, precision, tolerance, targets, budget, memory_limit=memory_limit)
+    arguments = load_arguments(objective, precision, tolerance, targets, budget, memory_limit=memory_limit,
+                               source=source)  # fmt: skip
     with console.progress(f"planning {model.name}", quiet=as_json) as progress:
         made, file = _made(model, machine, profile, {**arguments, "progress": progress})
     if output is not None:

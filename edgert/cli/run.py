@@ -20,6 +20,7 @@ from edgert.cli.options import (
     ObjectiveOption,
     Precision,
     PrecisionOption,
+    SourceOption,
     TargetsOption,
     ToleranceOption,
     load_arguments,
@@ -80,6 +81,7 @@ def run(  # noqa: PLR0917 - a command's options are its arguments
     targets: TargetsOption = None,
     budget: BudgetOption = 10.0,
     memory_limit: MemoryLimitOption = None,
+    source: SourceOption = None,
     as_json: Json = False,
 ) -> None:
     """Run MODEL once, on files or random numbers; show the outputs and the receipt."""
@@ -94,7 +96,8 @@ def run(  # noqa: PLR0917 - a command's options are its arguments
     names = None if labels is None else read_labels(labels)
     options = reading.ImageOptions(size(resize), fit.value, None if layout is None else layout.value, scale,
                                    numbers(mean, "--mean"), numbers(std, "--std"), grayscale)  # fmt: skip
-    arguments = load_arguments(objective, precision, tolerance, targets, budget, memory_limit=memory_limit)
+    arguments = load_arguments(objective, precision, tolerance, targets, budget, memory_limit=memory_limit,
+                               source=source)  # fmt: skip
     with console.progress(f"planning {model.name}", quiet=as_json) as progress:
         loaded = edgert.load(model, progress=progress, **arguments)
     with loaded:

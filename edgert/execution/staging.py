@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,6 @@ from edgert.machine import Device, Machine
 from edgert.plan import Instance, Plan, Segment, Tolerance
 from edgert.profile import Target
 
-_numbers = itertools.count()
 _SLACK = 4.0
 """A trial forgives so many times the distance from the reference that was seen when the plan was made."""
 
@@ -60,7 +60,8 @@ class _Build:
         parts: Parts | None,
     ) -> None:
         self.plan, self.source, self.machine, self.cache, self.parts = plan, source, machine, cache, parts
-        self.name = f"{source.path.name}.{os.getpid()}.{next(_numbers)}"
+        # Executors that others started hold segments of processes on several hosts, where process numbers come twice.
+        self.name = f"{source.path.name}.{secrets.token_hex(8)}"
         self._temporary: TemporaryDirectory[str] | None = None
 
     def start(self, fleet: Fleet, drifted: Callable[[Drift], None]) -> StagedPipeline:
@@ -125,7 +126,7 @@ class _Build:
     def _order(self, number: str, source: Source, target: Target, measured_s: float) -> Order:
         known_s = max((row.prepare_s for row in self.plan.candidates if row.target == target), default=0.0)
         return Order(
-            f"{self.name}.{number}", source, target, self.machine.device(target.device), self.plan.id,
+            f"{self.name}.{number}", source.on(target), target, self.machine.device(target.device), self.plan.id,
             str(self.cache or ""), measured_s, known_s,
         )  # fmt: skip
 

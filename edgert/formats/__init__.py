@@ -6,6 +6,7 @@
 | .onnx -> Graph | `onnx.open_onnx` | onnx, onnx_check, onnx_types, onnx_tensors |
 | .tflite -> Graph | `tflite.open_tflite` | tflite, flat, tflite_tensors |
 | nodes -> file | `ModelFile.write` | cut, onnx_write, tflite_write |
+| is it for one accelerator alone? | `artefacts.mark_of` | artefacts |
 | .onnx -> the same, tidied up | `onnx_clean.clean` | onnx_clean |
 
 The libraries that know the formats (onnx, onnx-ir, the schema inside ai-edge-litert) are imported when a file needs
@@ -19,7 +20,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from edgert.errors import ModelCorrupt, ModelUnsupported
+from edgert.errors import ModelCorrupt, ModelUnsupported, NoLastResort
+from edgert.formats.artefacts import blob
 from edgert.formats.files import contains, digest_with, map_file, sha256
 from edgert.graph import Format, Graph
 from edgert.profile import Precision
@@ -91,11 +93,13 @@ def open_model(path: str | os.PathLike[str]) -> ModelFile:
         ModelNotFound: there is no such file, or it (or data that it refers to) cannot be read.
         ModelCorrupt: it is truncated, malformed or hostile.
         ModelUnsupported: it is of a kind or a version that is not known here.
+        NoLastResort: it is a program for one accelerator, in a form of that vendor's own.
         MissingPackage: the package that reads its format is not installed.
     """
     where = Path(os.path.abspath(path))
     data = map_file(where)
     _refuse_foreign(where, bytes(data[:32]))
+    _refuse_blob(where, bytes(data[:32]))
     if _is_tflite(data):
         from edgert.formats.tflite import open_tflite
 
@@ -166,8 +170,8 @@ def refers(path: str | os.PathLike[str]) -> bool:
 
 
 def may_refer(data: memoryview) -> bool:
-    """Whether an ONNX file's bytes contain the key that names external data."""
-    return contains(data, b"location")
+    """Whether an ONNX file's bytes contain the key that names external data, or a context that was compiled."""
+    return contains(data, b"location") or contains(data, b"ep_cache_context")
 
 
 def _is_tflite(data: memoryview) -> bool:
@@ -180,3 +184,12 @@ def _refuse_foreign(path: Path, start: bytes) -> None:
     for magic, what in _FOREIGN.items():
         if start.startswith(magic):
             raise ModelCorrupt(f"model {str(path)!r} is {what}.", "Give a .onnx or .tflite file.")
+
+
+def _refuse_blob(path: Path, start: bytes) -> None:
+    what = blob(path, start)
+    if what and not start[4:8] == b"TFL3":
+        raise NoLastResort(
+            f"model {str(path)!r} is {what}: nothing else reads it, so nothing could answer if that is lost.",
+            "Give the .onnx or .tflite that it was made from.", target="",
+        )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgert.errors import ModelCorrupt
+from edgert.formats.artefacts import CONTEXT, contexts
 from edgert.formats.files import digest_with, rest, sha256, unique_names
 from edgert.formats.onnx_check import STANDARD, check_texts, check_versions, domain_of, parse
 from edgert.formats.onnx_tensors import (
@@ -89,6 +90,7 @@ def open_onnx(path: Path, data: memoryview) -> OnnxFile:
     check_texts(path, model)
     for tensor in tensors(model):
         check_tensor(tensor, path, f"tensor {tensor.name!r}")
+    tuple(_contexts(model, path))  # that they are there, and inside the folder
     types = types_of(model, path)
     body = _body(model.graph, types, path)
     if body.captured:
@@ -119,6 +121,13 @@ def _companions(model: onnx.ModelProto, path: Path) -> Iterator[tuple[str, Path]
             found = external_range(tensor, path, f"tensor {tensor.name!r}")[0]
             if found != Path(os.path.realpath(path)):  # what `skim` left in the model file is part of that
                 yield location, found
+    yield from _contexts(model, path)
+
+
+def _contexts(model: onnx.ModelProto, path: Path) -> Iterator[tuple[str, Path]]:
+    """Compiled contexts that lie beside the model."""
+    found = [node for node in model.graph.node if (node.domain, node.op_type) == CONTEXT]
+    return contexts(((node.name, {each.name: _attribute(each) for each in node.attribute}) for node in found), path)
 
 
 def _optional_inputs(model: onnx.ModelProto) -> frozenset[str]:

@@ -18,6 +18,7 @@ from edgert.devices.backend import Source
 from edgert.errors import Cancelled, InputError, ModelUnsupported, OptionError
 from edgert.feed import Feeder
 from edgert.formats import ModelFile
+from edgert.formats.artefacts import Artefact
 from edgert.graph import Graph
 from edgert.machine import Machine
 from edgert.plan import Controls, Plan, Segment, Verification
@@ -54,11 +55,15 @@ class Assignment:
     """The user's; empty for synthesised ones."""
     progress: Callable[[str, float], None] = lambda _message, _share: None
     """Told what is going on, and which share of the budget is spent (0 to 1)."""
+    artefact: Artefact | None = None
+    """What was compiled from the model for one accelerator, where the user has such a file."""
 
     @property
     def source(self) -> Source:
         graph = self.file.graph
-        return Source(self.file.path, self.file.format, graph.inputs, graph.outputs, self.file.precision)
+        return Source(
+            self.file.path, self.file.format, graph.inputs, graph.outputs, self.file.precision, self.artefact
+        )  # fmt: skip
 
 
 def make_plan(assignment: Assignment, cancelled: Callable[[], bool] = lambda: False) -> Plan:
@@ -238,7 +243,7 @@ def _plan(assignment: Assignment, choice: Choice, found: Candidates, reference: 
     tried = {row.target for row in choice.rows}
     left_out = tuple(row for row in found.left_out if row.target not in tried)
     return Plan(
-        model=assignment.file.digest,
+        model=assignment.memory.model,
         machine=assignment.machine.fingerprint,
         versions=_versions(assignment.machine),
         objective=assignment.wish.objective,
@@ -259,7 +264,7 @@ def _plan(assignment: Assignment, choice: Choice, found: Candidates, reference: 
         optional_inputs=tuple(sorted(graph.optional_inputs)),
         budget_s=assignment.budget_s,
         complete=bool(assignment.budget_s) and not any(row.outcome == "untried" for row in choice.rows),
-        notes=_notes(reference),
+        notes=(*_notes(reference), *_artefact_notes(assignment, winner)),
     )
 
 
@@ -267,6 +272,15 @@ def _notes(reference: Reference) -> tuple[str, ...]:
     if not reference.name:
         return (f"the numbers could not be checked: {reference.reason}",)
     return (f"the numbers are disputed: {reference.disputed}",) if reference.disputed else ()
+
+
+def _artefact_notes(assignment: Assignment, winner: Row) -> tuple[str, ...]:
+    artefact = assignment.artefact
+    if artefact is None or not artefact.read_on(winner.target):
+        return ()
+    return (
+        f"{winner.target} runs {artefact.path.name}, {artefact.what}; the fallbacks run {assignment.file.path.name}",
+    )
 
 
 def _versions(machine: Machine) -> dict[str, str]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgert.errors import NoLastResort
+from edgert.formats.artefacts import mark_of
 from edgert.graph import Graph
 from edgert.planning.candidates import LAST_RESORT, Candidates
 from edgert.planning.reference import Reference
@@ -23,12 +24,6 @@ from edgert.profile import Precision, Row, Target
 
 AT_ONCE = "budget_s=0: stands in, and is tried in a child process when it is needed"
 """Why a fallback of a plan that was made at once is untried."""
-_ONE_READER = {  # operation -> who reads it, and what it was made from
-    "com.microsoft::EPContext": "a context that one execution provider compiled for its own device",
-    "CUSTOM:edgetpu-custom-op": "a program for the Edge TPU",
-    "CUSTOM:ethos-u": "a command stream for an Arm Ethos-U",
-    "CUSTOM:QNN_custom_op": "a context for Qualcomm's HTP",
-}
 
 
 def fallbacks(
@@ -91,8 +86,8 @@ def require_last_resort(
     """
     if _is_cpu(winner.target) or any(_is_cpu(target) for target in resorts):
         return
-    op = next((node.op for node in graph.nodes if node.op in _ONE_READER), "")
-    what = f"holds {op}, {_ONE_READER[op]}: " if op else ""
+    mark = mark_of(graph)
+    what = f"holds {mark.op}, {mark.what}: " if mark else ""
     refusals = "; ".join(f"{row.target}: {row.reason}" for row in rows if _is_cpu(row.target))
     raise NoLastResort(
         f"{path} {what}runs on {winner.target} alone, and nothing could answer if that is lost "
