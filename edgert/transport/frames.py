@@ -27,8 +27,9 @@ from edgert.transport import messages as say
 from edgert.transport import wire
 from edgert.transport.messages import Carried, Descriptor, Message
 
-VERSION = 1
-_ENVELOPE = struct.Struct("<4sHHQIHHd")
+VERSION = 2
+_FIELDS = "<4sHHQIHHd"
+_ENVELOPE = struct.Struct(_FIELDS)
 _MAGIC = b"EDRM"
 _U64 = 1 << 64
 _INTEGERS = {int}
@@ -48,10 +49,14 @@ def pack(message: Message, now_s: float | None = None) -> Frames:
     Raises:
         WireError: something in it is neither JSON nor data, nests too deep, or is out of its range.
     """
-    number, write = _WRITERS[type(message)]
-    parts = _Parts()
     deadline_s = getattr(message, "deadline_s", None)
     left_s = math.inf if deadline_s is None else deadline_s - (time.monotonic() if now_s is None else now_s)
+    if type(message) is say.Work:
+        first = _work_in_slots(message, left_s)
+        if first is not None:
+            return [first]
+    number, write = _WRITERS[type(message)]
+    parts = _Parts()
     request, attempt = getattr(message, "request", 0), getattr(message, "attempt", 0)
     try:
         body = _to_json(write(message, parts)).encode()
@@ -107,6 +112,31 @@ def unpack(frames: Sequence[bytes | memoryview], now_s: float | None = None) -> 
     except wire.MALFORMED as error:
         raise WireError(f"message is malformed: {error!r}.") from error
     return message
+
+
+def _work_in_slots(work: say.Work, left_s: float) -> bytes | None:
+    """A `Work` all of whose values lie in slots; None where some do not. Its body was most likely written before."""
+    slots = [value for value in work.values.values() if isinstance(value, Descriptor)]
+    if len(slots) != len(work.values):
+        return None
+    generations = [it.generation for it in slots]
+    places = tuple([(it.pool, it.pid, it.fd, it.offset, it.dtype, it.shape, it.checksum) for it in slots])
+    try:
+        body = _work_body(work.route, work.segment, work.home, tuple(work.values), places)
+        count = len(places)
+        return (
+            struct.pack(
+                f"{_FIELDS}{count}Q", _MAGIC, VERSION, _WORK, work.request, work.attempt, 0, count, left_s, *generations
+            )
+            + body
+        )
+    except (TypeError, ValueError, RecursionError, struct.error) as error:
+        raise WireError(f"a Work cannot be written: {error}.") from error
+
+
+@functools.lru_cache(1024)
+def _work_body(route: int, segment: str, home: str, names: tuple[str, ...], places: tuple[Any, ...]) -> bytes:
+    return _to_json([route, segment, home, dict(zip(names, places, strict=True))]).encode()
 
 
 class _Envelope:
@@ -220,12 +250,15 @@ def _wrong(value: Any) -> Any:
     raise WireError(f"{value!r} is no list.")
 
 
-def _leg(segment: Any, inputs: Any, sends: Any, caller: Any) -> say.Leg:
+def _leg(segment: Any, inputs: Any, sends: Any, caller: Any, priority: Any) -> say.Leg:
+    if type(priority) is not int:
+        raise WireError(f"a route has the priority {priority!r}.")
     return say.Leg(
         _text(segment),
         _texts(inputs),
         tuple(say.Send(_text(endpoint), _text(to), _texts(values)) for endpoint, to, values in sends),
         _text(caller),
+        priority,
     )
 
 
@@ -267,7 +300,7 @@ _KINDS: Sequence[tuple[int, type, Callable[[Any, _Parts], list[Any]], Callable[.
      lambda e, segment, error: say.Refused(e.request, _text(segment), _facts(error))),
     (6, say.Route,
      lambda m, _: [m.route, [[leg.segment, leg.inputs, [[s.endpoint, s.segment, s.values] for s in leg.sends],
-                              leg.caller] for leg in m.legs]],
+                              leg.caller, leg.priority] for leg in m.legs]],
      lambda _, route, legs: say.Route(_count(route), tuple(_leg(*leg) for leg in legs))),
     (_WORK, say.Work,
      lambda m, a: [m.route, m.segment, m.home, _carry(m.values, a)],

@@ -142,6 +142,8 @@ class Leg:
     sends: tuple[Send, ...]
     caller: str
     """Inbox of the caller, for `Failed`."""
+    priority: int = 0
+    """Of all requests on this route: higher goes first. Said here, so that the message of each request need not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ decides over what: `inproc://` within the process, `ipc://` on the system, `tcp:
     got = inbox.receive(deadline_s)                outbox.ready(deadline_s)
     inbox.answer(got.peer, Welcome(...))           outbox.send(Hello(...)); outbox.receive(deadline_s)
 
+Messages of the kinds that are sent at every request (`direct.DIRECT`) take a shorter way on one system, past ZeroMQ,
+and may overtake others.
+
 Both may be used from any thread; `receive` from one at a time. Nothing here waits but `receive` and `ready`, which have
 a deadline and can be woken. What is no message is counted and dropped. A message is delivered once or not at all: one
 that was on its way to a peer that died is lost, and never reaches that peer's successor.
@@ -14,15 +17,12 @@ TCP is encrypted, and both ends must know each other's key (`keys`): there is no
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import secrets
 import select
 import threading
-import time
-import weakref
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -30,19 +30,17 @@ from typing import Any, NamedTuple, cast
 import zmq
 
 from edgert.errors import (
-    Closed,
-    EdgertError,
     EndpointError,
     OptionError,
     Overloaded,
     PeerRefused,
     PeerUnreachable,
-    WireError,
 )
-from edgert.transport import frames, zap
+from edgert.transport import direct, frames, zap
 from edgert.transport.endpoints import Endpoint, held_path, private_folder
 from edgert.transport.keys import KeyPair, Keyring, checked
 from edgert.transport.messages import Message
+from edgert.transport.port import Port
 from edgert.transport.watch import State, Watch
 
 _log = logging.getLogger(__name__)
@@ -50,9 +48,6 @@ MAX_MESSAGE_BYTES = 1 << 30
 """One array (each travels as a frame) may be so large where it does not go through shared memory."""
 QUEUE = 1000
 """Messages that wait in a socket before more are refused."""
-_WAKE, _LOOK = b"w", b"l"
-_MOST_LOGGED = 100
-"""Malformed messages that are logged; they are counted beyond that."""
 _BIND_REMEDIES = {
     errno.EADDRINUSE: "Another process listens there: stop it, or take another.",
     errno.EADDRNOTAVAIL: "This machine has no such address: see `ip address`.",
@@ -68,160 +63,13 @@ class Received(NamedTuple):
 
     message: Message
     peer: bytes
-    """For `Inbox.answer`; means nothing after the sender's connection is gone."""
+    """For `Inbox.answer`; means nothing after the sender's connection is gone. b'' for what took the short way, which
+    needs no answer."""
     key: str
     """The sender's public key, proven; '' where the transport has none (inproc, ipc)."""
 
 
-class _Bell:
-    """A pipe that wakes a poll. May be rung from any thread or signal handler, also after its end.
-
-    Whoever rings late must not write into what another part of the process has opened under the same number since.
-    """
-
-    def __init__(self) -> None:
-        # Reentrant: a signal handler may ring while its own thread does.
-        self._lock = threading.RLock()
-        self._open = True
-        self.fd, self._write = os.pipe()
-        """To poll."""
-        os.set_blocking(self.fd, False)
-        os.set_blocking(self._write, False)
-
-    def ring(self, how: bytes) -> None:
-        """Write a byte; harmless when it is full of them, or closed."""
-        with self._lock, contextlib.suppress(BlockingIOError):
-            if self._open:
-                os.write(self._write, how)
-
-    def heard(self) -> bytes:
-        """What was rung since the last time.
-
-        Raises:
-            Closed: it is, as by the interpreter at its end.
-        """
-        with self._lock:
-            if not self._open:
-                raise Closed("the socket was closed.")
-            try:
-                return os.read(self.fd, 4096)
-            except BlockingIOError:
-                return b""
-
-    def close(self) -> None:
-        """End it. Harmless twice."""
-        with self._lock:
-            if not self._open:
-                return
-            self._open = False
-            os.close(self.fd)
-            os.close(self._write)
-
-
-class _Port:
-    """A socket that several threads may use: each operation under a lock, waiting without it."""
-
-    def __init__(self, context: zmq.Context[Any], kind: int, limits: tuple[int, int], start: ExitStack) -> None:
-        queue, max_message_bytes = limits
-        self._lock = threading.Lock()
-        self._receiving = threading.Lock()
-        self._socket: zmq.Socket[bytes] = context.socket(kind)
-        self._socket.linger = 0
-        self._socket.sndhwm = self._socket.rcvhwm = queue
-        self._socket.maxmsgsize = max_message_bytes
-        self._max_message_bytes = max_message_bytes
-        self._bell = _Bell()
-        self._poll = select.poll()
-        self._poll.register(self._socket.get(zmq.FD), select.POLLIN)
-        self._poll.register(self._bell.fd, select.POLLIN)
-        self._closed = self._receives = False
-        self.dropped = 0
-        """Messages that were malformed, and thrown away."""
-        start.callback(self._bell.close)
-        start.callback(self._socket.close)
-
-    def wake(self) -> None:
-        """Have `receive` return None now (or the next one, when none waits). From any thread or signal handler."""
-        self._bell.ring(_WAKE)
-
-    def close(self) -> None:
-        """End it; who waits gets `Closed`. Harmless twice."""
-        self._closed = True
-        self._bell.ring(_WAKE)
-        with self._receiving, self._lock:
-            self._dropped()
-
-    def linger(self, limit_s: float) -> None:
-        """What was sent before `close` may still leave for so long after it; `flush` waits for that."""
-        with self._lock:
-            self._check_open()
-            self._socket.linger = round(1e3 * limit_s)
-
-    def _keep(self, start: ExitStack) -> None:
-        """What was started lasts until `close`, or until nobody holds this any more."""
-        self._dropped = weakref.finalize(self, start.pop_all().close)
-
-    def _send(self, parts: frames.Frames, lend: bool, *, anew: bool = False) -> None:
-        """Args:
-        parts: of the message.
-        lend: as in `Inbox.answer`.
-        anew: take note of connections that have come first, which libzmq does not do at every send.
-        """
-        largest = len(parts[0]) if len(parts) == 1 else max(map(len, parts))
-        if largest > self._max_message_bytes:
-            raise WireError(
-                f"a message of {largest} bytes is larger than the {self._max_message_bytes} that are allowed.",
-                "Use shared memory, or a larger max_message_bytes on both ends.",
-            )
-        with self._lock:
-            self._check_open()
-            if anew:
-                self._socket.get(zmq.EVENTS)
-            try:
-                if len(parts) == 1:
-                    self._socket.send(parts[0], zmq.DONTWAIT)
-                else:
-                    self._socket.send_multipart(parts, zmq.DONTWAIT, copy=not lend)
-            finally:
-                # Sending takes note of what arrived meanwhile, and then the descriptor does not wake the receiver.
-                if self._receives and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
-                    self._bell.ring(_LOOK)
-
-    def _receive(self, deadline_s: float | None) -> list[zmq.Frame] | None:
-        """The frames of the next message; None when it is late or woken."""
-        with self._receiving:
-            self._receives = True
-            while True:
-                with self._lock:
-                    self._check_open()
-                    try:
-                        return self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
-                    except zmq.Again:
-                        pass
-                left_s = None if deadline_s is None else deadline_s - time.monotonic()
-                if left_s is not None and left_s <= 0:
-                    return None
-                ready = self._poll.poll(None if left_s is None else left_s * 1e3)
-                if any(fd == self._bell.fd for fd, _ in ready) and _WAKE in self._bell.heard():
-                    self._check_open()
-                    return None
-
-    def _unpacked(self, parts: list[zmq.Frame]) -> Message | None:
-        """The message; None, counted, when it is none."""
-        try:
-            return frames.unpack([parts[0].bytes, *(part.buffer for part in parts[1:])])
-        except (EdgertError, IndexError) as error:
-            self.dropped += 1
-            if self.dropped <= _MOST_LOGGED:
-                _log.warning("dropped what is no message: %s", error)
-            return None
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise Closed("the socket was closed.")
-
-
-class Inbox(_Port):
+class Inbox(Port):
     """Where this process listens."""
 
     def __init__(
@@ -256,6 +104,7 @@ class Inbox(_Port):
             elif wanted.scheme == "ipc":
                 start.enter_context(held_path(wanted, group=group))
             super().__init__(context, zmq.ROUTER, (queue, max_message_bytes), start)
+            self._short = self._shorten(wanted, start, group=group, queue=queue)
             self._socket.router_mandatory = True
             if wanted.scheme == "tcp":
                 _secure(self._socket, pair)
@@ -263,9 +112,9 @@ class Inbox(_Port):
                 self._socket.curve_server = True
                 self._socket.zap_domain = b"edgert"
             self._bind(wanted, group)
-            if wanted.scheme == "inproc":
-                _bound.add(str(wanted))
-                start.callback(_bound.discard, str(wanted))
+            if isinstance(self._short, direct.Queue):
+                _bound[str(wanted)] = self._short
+                start.callback(_bound.pop, str(wanted), None)
             self._keep(start)
         self.endpoint = _bound_to(self._socket) if wanted.scheme == "tcp" else str(wanted)
         """Where it listens, with the path or port that it got."""
@@ -282,12 +131,16 @@ class Inbox(_Port):
             Closed: the inbox was closed, also while this waits.
         """
         while True:
-            parts = self._receive(deadline_s)
-            if parts is None:
+            came = self._receive(deadline_s)
+            if came is None:
                 return None
-            message = self._unpacked(parts[1:])
+            if not isinstance(came, list):
+                message, peer, key = self._unpacked(came), b"", ""
+            else:
+                message, peer = self._unpacked(came[1:]), came[0].bytes
+                key = _key(came[1]) if self._gate is not None and message is not None else ""
             if message is not None:
-                return Received(message, parts[0].bytes, _key(parts[1]) if self._gate is not None else "")
+                return Received(message, peer, key)
 
     def answer(self, peer: bytes, message: Message, *, lend: bool = False) -> None:
         """Send to one who sent.
@@ -311,8 +164,27 @@ class Inbox(_Port):
                 f"a peer of {self.endpoint} is gone.", "It connects again by itself.", endpoint=self.endpoint
             ) from error
 
+    def _shorten(
+        self, endpoint: Endpoint, start: ExitStack, *, group: bool, queue: int
+    ) -> direct.Receiver | direct.Queue | None:
+        """The short way into this inbox, where there is one."""
+        if endpoint.scheme == "tcp":
+            return None
+        short: direct.Receiver | direct.Queue
+        if endpoint.scheme == "inproc":
+            short = direct.Queue(self._bell, queue)
+        else:
+            try:
+                short = direct.Receiver(endpoint.address, _mask(group))
+            except OSError as error:
+                _log.info("%s is reached over ZeroMQ alone, which is slower: %s", endpoint, error)
+                return None
+            self._poll.register(short.fd, select.POLLIN)
+        start.callback(short.close)
+        return short
+
     def _bind(self, endpoint: Endpoint, group: bool) -> None:
-        before = os.umask(0o117 if group else 0o177) if endpoint.scheme == "ipc" else None
+        before = os.umask(_mask(group)) if endpoint.scheme == "ipc" else None
         try:
             self._socket.bind(str(endpoint))
         except zmq.ZMQError as error:
@@ -325,7 +197,7 @@ class Inbox(_Port):
                 os.umask(before)
 
 
-class Outbox(_Port):
+class Outbox(Port):
     """A connection to somebody's inbox, made and kept up in the background."""
 
     def __init__(
@@ -360,6 +232,10 @@ class Outbox(_Port):
                 self._socket.ipv6 = "[" in where.address
                 self._socket.curve_serverkey = checked(server_key).encode()
             self._watch = None if where.scheme == "inproc" else Watch(self._socket)
+            self._queue: direct.Queue | None = None
+            self._sender = direct.Sender(where.address) if where.scheme == "ipc" else None
+            if self._sender is not None:
+                start.callback(self._sender.close)
             self._socket.connect(str(where))
             self._keep(start)
 
@@ -396,7 +272,12 @@ class Outbox(_Port):
             Overloaded: the other end does not read; its queue is full.
             WireError: the message cannot be written, or is too large.
         """
+        short = type(message) in direct.DIRECT and not self._closed
+        if short and self._queued(message):
+            return
         parts = frames.pack(message)
+        if short and self._sender is not None and self._sender.send(parts):
+            return
         try:
             self._send(parts, lend)
         except zmq.Again:
@@ -410,18 +291,27 @@ class Outbox(_Port):
             self._judge(self.state)
             raise _full(self.endpoint) from error
 
+    def _queued(self, message: Message) -> bool:
+        """Whether it was handed to an inbox of this process."""
+        if self._watch is not None:
+            return False
+        if self._queue is None:
+            # Kept once found, as a connection is: what listens there later is somebody else.
+            self._queue = _bound.get(self.endpoint)
+        return self._queue is not None and self._queue.send(message)
+
     def receive(self, deadline_s: float | None = None) -> Message | None:
         """The next message that came back over this connection; else as `Inbox.receive`."""
         while True:
-            parts = self._receive(deadline_s)
-            if parts is None:
+            came = self._receive(deadline_s)
+            if came is None:
                 return None
-            message = self._unpacked(parts)
+            message = self._unpacked(came)
             if message is not None:
                 return message
 
     def close(self) -> None:
-        """As `_Port.close`."""
+        """As `Port.close`."""
         if self._watch is not None and not self._closed:
             self._watch.close()
         super().close()
@@ -442,7 +332,7 @@ class Outbox(_Port):
 
 _shared: zmq.Context[Any] | None = None
 _making = threading.Lock()
-_bound: set[str] = set()  # inproc endpoints that are listened on; libzmq reports nothing of those
+_bound: dict[str, direct.Queue] = {}  # inproc endpoints that are listened on; libzmq reports nothing of those
 
 
 def _context() -> zmq.Context[Any]:
@@ -476,6 +366,10 @@ def _secure(socket: zmq.Socket[bytes], pair: KeyPair) -> None:
     socket.curve_publickey, socket.curve_secretkey = pair.public.encode(), pair.secret.encode()
     socket.heartbeat_ivl, socket.heartbeat_timeout = _HEARTBEAT_MS, 3 * _HEARTBEAT_MS
     socket.handshake_ivl = 10_000
+
+
+def _mask(group: bool) -> int:
+    return 0o117 if group else 0o177
 
 
 def _bound_to(socket: zmq.Socket[bytes]) -> str:

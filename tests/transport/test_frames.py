@@ -37,6 +37,7 @@ legs = st.builds(
     st.lists(text, max_size=2).map(tuple),
     st.lists(st.builds(say.Send, text, text, st.lists(text, max_size=2).map(tuple)), max_size=2).map(tuple),
     text,
+    st.integers(-100, 100),
 )
 running = st.builds(say.Running, u64, u32, text, st.floats(0, 1e9))
 ANY = st.one_of(
