@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 import weakref
@@ -16,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, get_args
 
-from edgert import bundle, formats, store, unpack
+from edgert import bundle, formats, options, store, unpack
 from edgert.buckets import Bucket, bucket_of, free_axes, grouped, shapes_of, text_of
 from edgert.devices import probe as probing
 from edgert.devices.backend import Source
@@ -24,7 +23,8 @@ from edgert.errors import Cancelled, Closed, EdgertError, MissingPackage, NotEno
 from edgert.execution import guard
 from edgert.execution.climate import CLIMATE, Climate, Eased
 from edgert.execution.events import Event
-from edgert.execution.pipeline import Isolation, Made
+from edgert.execution.pipeline import Made
+from edgert.execution.rungs import Isolation
 from edgert.execution.segments import Parts
 from edgert.execution.start import Running, start
 from edgert.feed import Feeder
@@ -32,6 +32,7 @@ from edgert.formats import memo
 from edgert.graph import Value
 from edgert.machine import Machine
 from edgert.plan import Objective, Plan, Receipt, Tolerance
+from edgert.profile import PRECISIONS
 from edgert.result import Inputs, Result
 from edgert.tensor import Data
 
@@ -102,14 +103,14 @@ def load(
         CacheUnwritable: the cache folder that was asked for cannot be written.
         MissingPackage: the package that reads this format is not installed.
     """
-    if objective not in ("latency", "throughput"):
-        raise OptionError(f"objective {objective!r} is unknown.", "Use 'latency' or 'throughput'.")
-    if not budget_s >= 0:
-        raise OptionError(f"budget_s={budget_s!r} is not a number of seconds.", "Pass 0 or more.")
-    if isolation not in get_args(Isolation):
-        raise OptionError(f"isolation {isolation!r} is unknown.", "Use 'auto' or 'none'.")
+    options.one_of("objective", objective, get_args(Objective))
+    options.one_of("isolation", isolation, get_args(Isolation))
+    options.one_of("precision", precision, ("own", "any", *PRECISIONS))
+    budget_s = options.seconds("budget_s", budget_s)
+    options.instance("machine", machine, Machine, "what edgert.probe() gives")
+    options.instance("progress", progress, Callable, "a function of a text and a share")
     folder = store.folder(cache_dir)
-    file = Path(path).expanduser().absolute()
+    file = options.path_of("path", path)
     if bundle.is_bundle(file):
         _refuse_wishes(
             file, objective, precision, tolerance=tolerance, targets=targets, samples=samples, source=source
@@ -134,7 +135,7 @@ def load(
         return loads[0].join(loads[1:])
     artefact = None
     if source is not None:
-        artefact, file = artefacts.open_artefact(file), Path(source).expanduser().absolute()
+        artefact, file = artefacts.open_artefact(file), options.path_of("source", source)
     chosen, digest = planning.user_samples(samples)
     limit_bytes = guard.limit_for(file, memory_limit_bytes)
     wish = replace(wish_of(objective, precision, tolerance, targets, digest), memory_limit_bytes=limit_bytes)
@@ -259,7 +260,7 @@ def _open(file: Path, digest: str) -> formats.ModelFile:
 
 
 def _targets(asked: Sequence[str] | None) -> tuple[str, ...] | None:
-    if asked is not None and (isinstance(asked, str) or not asked):
+    if asked is not None and not (options.is_list(asked) and asked and all(isinstance(each, str) for each in asked)):
         raise OptionError(
             f"targets={asked!r} is not a list of targets.", "Pass a list such as ['openvino@*'], or nothing for all."
         )
@@ -270,13 +271,15 @@ def _tolerance(asked: float | Tolerance | None) -> Tolerance:
     if asked is None:
         return Tolerance()
     if isinstance(asked, Tolerance):
-        if not (asked.range_fraction >= 0 and asked.lsb >= 0) or math.isnan(asked.sqnr_db):
-            raise OptionError(f"tolerance={asked} is negative or not a number.", "Pass 0 or more in each field.")
+        for name in ("range_fraction", "lsb", "absolute", "relative"):
+            if name != "relative" or asked.relative is not None:
+                options.number(f"Tolerance.{name}", getattr(asked, name), "Pass 0 or more.")
+        for name in ("sqnr_db", "quantised_sqnr_db"):
+            options.number(f"Tolerance.{name}", getattr(asked, name), "Pass decibels.", lambda _value: True)
         return asked
-    if not asked >= 0:
-        raise OptionError(f"tolerance={asked!r} is not a fraction.", "Pass 0 or more, such as 1e-3.")
+    fraction = options.number("tolerance", asked, "Pass a fraction of the range, 0 or more, such as 1e-3.")
     # One number is one rule: it replaces the rule for lower precisions as well.
-    return Tolerance(range_fraction=float(asked), sqnr_db=float("inf"), quantised_sqnr_db=float("inf"))
+    return Tolerance(range_fraction=fraction, sqnr_db=float("inf"), quantised_sqnr_db=float("inf"))
 
 
 def _same_way(one: Plan, other: Plan) -> bool:
@@ -384,8 +387,9 @@ class Model:
             InputError, Closed: at once; whatever else `run` raises comes out of the future.
             Overloaded: at once, when too many requests wait or the answer would come after the deadline.
         """
-        if deadline_s is not None and not deadline_s > 0:
-            raise OptionError(f"deadline_s={deadline_s!r} is not a time to come.", "Pass seconds, more than 0.")
+        if deadline_s is not None:
+            options.number("deadline_s", deadline_s, "Pass seconds, more than 0.", lambda value: value > 0)
+        options.number("priority", priority, "Pass a number; higher goes first.", lambda _value: True)
         pipeline = self._open()
         feed = self._feed(inputs)
         other, elsewhere = self._for_shapes(pipeline, feed) if self._axes else (None, "")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgert.errors import CacheCorrupt, CacheUnwritable
+from edgert.options import path_of
 
 _log = logging.getLogger(__name__)
 
@@ -31,10 +32,11 @@ def folder(chosen: str | os.PathLike[str] | None = None) -> Path | None:
 
     Raises:
         CacheUnwritable: a folder was chosen, and it cannot be written.
+        OptionError: what was chosen is no path.
     """
-    wanted = chosen or os.environ.get("EDGERT_CACHE")
+    wanted = os.environ.get("EDGERT_CACHE") if chosen is None else chosen
     try:
-        path = Path(wanted).expanduser().absolute() if wanted else _platform_folder()
+        path = path_of("cache_dir", wanted) if wanted else _platform_folder()
     except RuntimeError as error:  # the users of services have no home
         _log.warning("no cache folder: %s Set EDGERT_CACHE to have one: working without a cache", error)
         return None

@@ -10,12 +10,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 
-from edgert import formats
+from edgert import formats, options
 from edgert.devices import memory
-from edgert.errors import NotEnoughMemory, OptionError
+from edgert.errors import NotEnoughMemory
 from edgert.plan import Instance, Plan, Segment
 
 _log = logging.getLogger(__name__)
@@ -51,9 +52,8 @@ def limit_for(model: Path, asked_bytes: int | None, root: Path = Path("/")) -> i
         ModelError: the model refers to a file that cannot be read.
     """
     if asked_bytes is not None:
-        if asked_bytes <= 0:
-            raise OptionError(f"memory_limit_bytes={asked_bytes} is no limit.", "Pass a positive number, or None.")
-        return asked_bytes
+        remedy = "Pass a positive number of bytes, or None."
+        return int(options.number("memory_limit_bytes", asked_bytes, remedy, lambda value: 1 <= value < math.inf))
     left = memory.available(root)
     if left is None or _most_bytes(model) * _CERTAIN + _BASE_BYTES <= left.size_bytes:
         return 0

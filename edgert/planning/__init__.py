@@ -21,6 +21,7 @@ from edgert.formats import ModelFile
 from edgert.formats.artefacts import Artefact
 from edgert.graph import Graph
 from edgert.machine import Machine
+from edgert.options import is_list
 from edgert.plan import Controls, Plan, Segment, Verification
 from edgert.planning.candidates import LAST_RESORT, Candidates, candidates
 from edgert.planning.choose import Choice, check, fastest, latency_choice, standing, throughput_choice
@@ -331,8 +332,8 @@ def user_samples(samples: Sequence[Mapping[str, Data]] | None) -> tuple[tuple[Ma
     Raises:
         OptionError: not a sequence of mappings from input name to array.
     """
-    if not samples:
+    if samples is None:
         return (), ""
-    if isinstance(samples, Mapping) or not all(isinstance(sample, Mapping) for sample in samples):
+    if not is_list(samples) or not all(isinstance(sample, Mapping) for sample in samples):
         raise OptionError("samples= is not a list of mappings.", "Pass [{input name: array, ...}, ...].")
-    return tuple(samples), digest_of(samples)
+    return tuple(samples), digest_of(samples) if samples else ""
