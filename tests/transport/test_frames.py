@@ -178,7 +178,7 @@ def test_arrays_are_not_copied_to_be_sent_nor_when_they_arrive():
 
 def test_a_header_is_what_the_page_says():
     first = sent(say.Cancel(7, 2))[0]
-    assert struct.unpack("<4sHHQIHHd", first[:32]) == (b"EDRM", 1, 12, 7, 2, 0, 0, math.inf)
+    assert struct.unpack("<4sHHQIHHd", first[:32]) == (b"EDRM", frames.VERSION, 12, 7, 2, 0, 0, math.inf)
     assert first[32:] == b"[]"
 
 
