@@ -10,7 +10,7 @@ from edgert.execution.mail import Mail
 from edgert.transport.messages import Carried, Leg, Work
 
 _REMEMBERED = 4096
-"""Requests that were called off, and half-gathered ones, that are kept in mind."""
+"""Requests that were called off, half-gathered ones, and routes that are over, that are kept in mind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class Arrivals:
         """
         self._mail = mail
         self._routes: dict[int, dict[str, Leg]] = {}
+        self._over: OrderedDict[int, None] = OrderedDict()
+        """Routes that were forgotten: what still comes for them is nobody's."""
         self._early: dict[int, list[Work]] = {}
         self._gathering: OrderedDict[tuple[int, str], _Gathering] = OrderedDict()
         self._cancelled: OrderedDict[int, int] = OrderedDict()
@@ -51,7 +53,10 @@ class Arrivals:
     def take(self, work: Work) -> Job | None:
         """Keep what came; the request when nothing is missing any more."""
         if work.route not in self._routes:
-            self._keep_early(work)
+            if work.route in self._over:
+                self._mail.discard(work)
+            else:
+                self._keep_early(work)
             return None
         leg = self._routes[work.route].get(work.segment)
         if leg is None:
@@ -77,12 +82,19 @@ class Arrivals:
             Requests that came before it and miss nothing now.
         """
         if not legs:
-            self._routes.pop(route, None)
+            self._forget(route)
             return []
         self._routes[route] = {leg.segment: _answered_at(leg, peer) for leg in legs}
         for endpoint in {send.endpoint for leg in self._routes[route].values() for send in leg.sends}:
             self._mail.expect(endpoint)
         return [job for work in self._early.pop(route, ()) if (job := self.take(work)) is not None]
+
+    def forget(self, caller: str) -> list[int]:
+        """A caller is gone: forget its routes, and give their numbers."""
+        own = [route for route, legs in self._routes.items() if any(leg.caller == caller for leg in legs.values())]
+        for route in own:
+            self._forget(route)
+        return own
 
     def call_off(self, request: int, attempt: int) -> None:
         """Drop what came for a request, up to and including that attempt, and what still comes."""
@@ -91,6 +103,17 @@ class Arrivals:
             self._cancelled.popitem(last=False)
         for key in [key for key in self._gathering if key[0] == request and self._gathering[key].attempt <= attempt]:
             release(self._mail, self._gathering.pop(key).homes)
+
+    def _forget(self, route: int) -> None:
+        """Let go of a route, and of executors that no other one leads to: they may be dead."""
+        legs = self._routes.pop(route, {})
+        self._over[route] = None
+        if len(self._over) > _REMEMBERED:
+            self._over.popitem(last=False)
+        for work in self._early.pop(route, ()):
+            self._mail.discard(work)
+        for endpoint in _readers(legs) - {each for others in self._routes.values() for each in _readers(others)}:
+            self._mail.drop(endpoint)
 
     def _keep_early(self, work: Work) -> None:
         """The executor before us may be faster than the caller that tells the route."""
@@ -105,13 +128,18 @@ class Arrivals:
         if parts is None or parts.attempt < work.attempt:
             parts = self._gathering[key] = _Gathering(work.attempt)
             if len(self._gathering) > _REMEMBERED:
-                self._gathering.popitem(last=False)
+                release(self._mail, self._gathering.popitem(last=False)[1].homes)
         parts.values.update(work.values)
         parts.homes.extend(homes)
         if not all(name in parts.values for name in leg.inputs):
             return None
         del self._gathering[key]
         return Job(work, leg, parts.values, tuple(parts.homes))
+
+
+def _readers(legs: Mapping[str, Leg]) -> set[str]:
+    """Executors to which these send; callers have an end of their own."""
+    return {send.endpoint for leg in legs.values() for send in leg.sends if send.endpoint != leg.caller}
 
 
 def release(mail: Mail, homes: tuple[tuple[str, Carried], ...] | list[tuple[str, Carried]]) -> None:

@@ -53,6 +53,8 @@ class Dispatcher:
         self._count = itertools.count()
         self._flights: dict[int, Flight] = {}
         self._looking = self._closing = False
+        self._looked_s = 0.0
+        """When requests that nobody answers were last looked for."""
         self.settled = threading.Event()
         """It is known which way answers at first."""
         self.empty = threading.Event()
@@ -127,7 +129,7 @@ class Dispatcher:
             takes = {name: flight.inputs[name] for name in stage.takes if name in flight.inputs}
             if takes or not way.wanted[index].inputs:
                 self._give(flight, way, index, takes)
-        flight.given_up_s = flight.sent_s + way.limit_s() * (1 + way.under_way) + self.limits.lapse_s
+        flight.patience_s = way.limit_s() * (1 + way.under_way) + self.limits.lapse_s
         if not self._looking:
             self._looking = True
             self._fleet.loop.after(_LOOK_S, self._look)
@@ -135,10 +137,12 @@ class Dispatcher:
     def _look(self) -> None:
         """Find requests that no executor complains about and nobody answers: a message may have been lost."""
         now_s = time.monotonic()
+        looked_s, self._looked_s = self._looked_s, now_s
         for flight in [each for each in self._flights.values() if each.stand == "flying"]:
-            nobody_has_it = all(member.idle_since(flight.sent_s) for member in flight.chosen)
+            nobody_has_it = all(member.idle_since(max(flight.sent_s, looked_s)) for member in flight.chosen)
             flight.missed = flight.missed + 1 if nobody_has_it else 0
-            if flight.missed > 1 or flight.given_up_s < now_s:
+            waited_s = now_s - max(flight.sent_s, self._fleet.awake_s)
+            if flight.missed > 1 or waited_s > flight.patience_s:
                 words = f"no answer came within {now_s - flight.sent_s:.1f} s, and no executor has it or complains."
                 self._again(flight, words, ChildTimeout(words, "", timeout_s=now_s - flight.sent_s))
         self._looking = bool(self._flights)

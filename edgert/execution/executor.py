@@ -12,7 +12,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -54,6 +54,8 @@ from edgert.transport.messages import (
 from edgert.transport.shm import Slot
 
 _log = logging.getLogger(__name__)
+_LEAST_BEAT_S, _MOST_BEAT_S = 0.01, 10.0
+"""Heartbeats are sent no more and no less often, whatever a caller asks for."""
 _NEW = 0.1
 """Share of the newest run in a segment's mean time."""
 
@@ -126,14 +128,16 @@ class Executor:
             received = self._mail.receive(wait_s)
             for reply, answer, segment in self._preparer.results():
                 if segment is not None and isinstance(answer, Prepared):
-                    self._segments[answer.segment] = segment
+                    self._hold(answer.segment, segment, reply)
                 self._mail.send(reply, answer)
+            for endpoint in self._mail.departed():
+                self._forget(endpoint)
             if received is None:
                 return
             wait_s = 0.0
             self._take(*received)
 
-    def _take(self, message: Message, peer: str) -> None:  # noqa: PLR0912 - one branch a message: a table
+    def _take(self, message: Message, peer: str) -> None:
         """Args:
         message: that came.
         peer: where to answer a sender that listens nowhere.
@@ -146,22 +150,37 @@ class Executor:
                 self._mail.freed(message)
             case Cancel(request, attempt):
                 self._call_off(request, attempt)
+            case Hello() | Prepare() | Route() | Call():
+                try:
+                    self._order(message, peer)
+                except (EdgertError, KeyError, TypeError, ValueError) as error:  # of another version, or of no edgert
+                    _log.warning("%s: a %s makes no sense: %r", self.name, type(message).__name__, error)
+                    self._mail.odd(message)
+            case Bye():
+                for endpoint in [each for each, hello in self._callers.items() if hello.life == message.life]:
+                    self._forget(endpoint)
+            case Drain():
+                self._draining.set()
+            case _:
+                self._mail.odd(message)
+
+    def _order(self, message: Hello | Prepare | Route | Call, peer: str) -> None:
+        """What a caller wants to be arranged. Raises whatever its facts cannot be read with."""
+        match message:
             case Route(route, legs):
                 for job in self._arrivals.set_route(route, legs, peer):
                     self._queue(job)
+                if not legs:
+                    self._drop_jobs(lambda job: job.work.route == route)
             case Prepare():
                 self._preparer.order(message, str(message.facts["reply"]) or peer)
             case Hello():
                 self._greet(message, message.endpoint or peer)
-            case Bye():
-                self._forget(message.who)
             case Call(_, "about" | "host"):
                 threading.Thread(target=self._serve_guest, args=(message, peer), daemon=True).start()
             case Call(request, "release", facts):
                 self._release([str(name) for name in facts["segments"]])
                 self._mail.send(str(facts["reply"]) or peer, Answer(request))
-            case Drain():
-                self._draining.set()
             case _:
                 self._mail.odd(message)
 
@@ -170,6 +189,9 @@ class Executor:
         self._mail.send(peer, self._guests.answer(call))
 
     def _greet(self, hello: Hello, endpoint: str) -> None:
+        self._beat_s(hello)
+        for before in [each for each, known in self._callers.items() if known.life == hello.life and each != endpoint]:
+            self._forget(before)  # its connection broke, and it came back over another
         self._callers[endpoint] = hello
         if hello.host != self._mail.host:
             self._mail.spare(endpoint)
@@ -274,8 +296,19 @@ class Executor:
 
     def _call_off(self, request: int, attempt: int) -> None:
         self._arrivals.call_off(request, attempt)
-        for job in self._waiting.remove(lambda job: job.work.request == request and job.work.attempt <= attempt):
+        self._drop_jobs(lambda job: job.work.request == request and job.work.attempt <= attempt)
+
+    def _drop_jobs(self, unwanted: Callable[[Job], bool]) -> None:
+        for job in self._waiting.remove(unwanted):
             release(self._mail, job.homes)
+
+    def _hold(self, name: str, segment: PreparedSegment, owner: str) -> None:
+        """Keep what was prepared, in place of what had that name, unless who ordered it is gone."""
+        self._release([name])
+        segment.owner = owner
+        self._segments[name] = segment
+        if owner not in self._callers:
+            self._release([name])
 
     def _release(self, names: list[str]) -> None:
         for name in names:
@@ -284,21 +317,31 @@ class Executor:
                 with suppress(EdgertError):  # it is gone, which is what was wanted
                     segment.runnable.close()
 
-    def _forget(self, who: str) -> None:
-        """A caller is gone, and what was prepared for it."""
-        for endpoint in [endpoint for endpoint, hello in self._callers.items() if hello.who == who]:
-            del self._callers[endpoint]
-            self._mail.drop(endpoint)
+    def _forget(self, endpoint: str) -> None:
+        """A caller is gone, with all that it ordered and all that waits for it."""
+        hello = self._callers.pop(endpoint, None)
+        if hello is None:
+            return
+        _log.info("%s serves %s no more", self.name, hello.who)
+        routes = set(self._arrivals.forget(endpoint))
+        self._drop_jobs(lambda job: job.work.route in routes)
+        self._release([name for name, segment in self._segments.items() if segment.owner == endpoint])
+        self._mail.drop(endpoint)
 
     def _beat(self) -> None:
         """The heartbeat's thread: tells every caller what runs since when."""
         while not self._stopped.is_set():
-            callers = list(self._callers.items())
+            callers = self._callers.copy()
             beat = self._heartbeat()
-            for endpoint, _ in callers:
+            for endpoint in callers:
                 self._mail.send(endpoint, beat)
             self._progress(beat)
-            self._stopped.wait(min((float(hello.facts["heartbeat_s"]) for _, hello in callers), default=0.05))
+            self._stopped.wait(min(map(self._beat_s, callers.values()), default=0.05))
+
+    @staticmethod
+    def _beat_s(hello: Hello) -> float:
+        """How often a caller wants to hear of this executor. Raises as `_order`."""
+        return min(max(_LEAST_BEAT_S, float(hello.facts["heartbeat_s"])), _MOST_BEAT_S)
 
     def _progress(self, beat: Heartbeat) -> None:
         """Feed the watchdog of systemd, if there is one, while every run comes to an end."""

@@ -84,7 +84,8 @@ class Fleet:
         self._numbers = itertools.count(self._first)
         self._asked: dict[int, tuple[Member, str, int]] = {}
         self._closed = False
-        self._looked_s = time.monotonic()
+        self._looked_s = self.awake_s = time.monotonic()
+        """`awake_s`: since when it is looked without a break; a busy or suspended machine makes breaks."""
         self.loop = Loop(self._mail, self, "edgert fleet")
         self._launcher = Launcher(
             self.loop, self.limits, transport, service,
@@ -184,12 +185,12 @@ class Fleet:
         if gap_s < self.limits.heartbeat_s / 2:
             return
         self._looked_s = now_s
+        if gap_s > 4 * self.limits.heartbeat_s:
+            self.awake_s = now_s
         for member in list(self._members.values()):
             if not member.up:
                 continue
-            if gap_s > 4 * self.limits.heartbeat_s:
-                # We did not look (a busy or suspended machine): silence of that time proves nothing about others.
-                member.heard_s += gap_s - self.limits.heartbeat_s
+            member.excused_s = self.awake_s
             complaint = member.complaint(now_s)
             if complaint is not None:
                 self.fault(member, *complaint)

@@ -77,8 +77,8 @@ class Flight:
     chosen: tuple[Member, ...] = ()
     route: int = 0
     sent_s: float = 0.0
-    given_up_s: float = 0.0
-    """When an answer to this attempt comes no more, on `time.monotonic()`."""
+    patience_s: float = 0.0
+    """An answer to this attempt that took longer comes no more."""
     missed: int = 0
     """Looks in a row that found no executor at work on anything."""
     outputs: dict[str, Data] = field(default_factory=dict)

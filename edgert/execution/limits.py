@@ -50,4 +50,5 @@ class Limits:
 
     def backoff(self, faults: int) -> float:
         """Wait before the next start, after so many faults in a row (1 or more)."""
-        return float(min(self.most_backoff_s, self.backoff_s * 2.0 ** (faults - 1)))
+        doublings = min(faults - 1, 64)  # more would leave the numbers of a float: faults of a day
+        return float(min(self.most_backoff_s, self.backoff_s * 2.0**doublings))

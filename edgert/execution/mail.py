@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from edgert.errors import Closed, Overloaded, SharedMemoryError, TransportError
+from edgert.errors import Closed, EdgertError, Overloaded, PeerUnreachable, SharedMemoryError
 from edgert.tensor import Data, DType, numpy_dtype
 from edgert.transport.keys import Keyring
 from edgert.transport.messages import Carried, Descriptor, Done, Free, Hello, Message, Work
@@ -57,6 +57,8 @@ class Mail:
         self._reader = Reader()
         self._apart: set[str] = set()
         """Readers that cannot map this process's memory."""
+        self._departed: set[str] = set()
+        """Peers whose connection was found gone."""
         self.counts: Counter[str] = Counter()
         """What is out of the ordinary, by name."""
 
@@ -123,9 +125,16 @@ class Mail:
                 self._new.discard(endpoint)
             outbox.send(message)
             return True
-        except (TransportError, Overloaded, Closed) as error:
+        except EdgertError as error:
             self._note("unsent", f"{type(message).__name__} to {endpoint}: {error.message}")
+            if isinstance(error, PeerUnreachable) and endpoint.startswith(_PEER):
+                self._departed.add(endpoint)
+                self.wake()
             return False
+
+    def departed(self) -> list[str]:
+        """Senders that listen nowhere and were found gone since this was last asked; `receive` is woken for them."""
+        return [self._departed.pop() for _ in range(len(self._departed))]
 
     def reach(self, endpoint: str) -> Outbox:
         """Start to connect to a peer, so that the first message need not wait for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -20,6 +21,7 @@ from edgert.profile import Target
 from edgert.transport.child import Child
 from edgert.transport.messages import Heartbeat
 
+_log = logging.getLogger(__name__)
 Transport: TypeAlias = Literal["ipc", "tcp", "inproc"]
 State: TypeAlias = Literal["starting", "up", "down", "closed"]
 
@@ -114,6 +116,9 @@ class Member:
     pid: int = 0
     heard_s: float = 0.0
     """`time.monotonic()` of its last message."""
+    excused_s: float = 0.0
+    """Before this moment nobody looked (this process, or the whole machine, stood still): what was not heard until
+    then, or took long, proves nothing."""
     beat: Heartbeat | None = None
     started_s: float = 0.0
     faults: int = 0
@@ -150,17 +155,17 @@ class Member:
 
     def complaint(self, now_s: float) -> tuple[Literal["hung", "stopped"], str] | None:
         """What is wrong with it, judged by its heartbeats; None when nothing is."""
-        silent_s = now_s - self.heard_s
+        silent_s, looked_s = now_s - max(self.heard_s, self.excused_s), now_s - self.excused_s
         if self.beat is not None:
             for run in self.beat.running:
                 held = self.held.get(run.segment)
-                if held is not None and run.for_s > (limit_s := held.limit_s(self.limits)):
+                if held is not None and min(run.for_s, looked_s) > (limit_s := held.limit_s(self.limits)):
                     return "hung", (
                         f"a run of {held.order.target} took {run.for_s:.2f} s, beyond its limit of {limit_s:.2f} s"
                     )
         for held in self.held.values():
             limit_s = held.prepare_limit_s(self.limits)
-            if held.asked_s is not None and now_s - held.asked_s > limit_s:
+            if held.asked_s is not None and min(now_s - held.asked_s, looked_s) > limit_s:
                 return "hung", f"preparing {held.order.target} took more than {limit_s:.0f} s"
         if silent_s > 3 * self.limits.heartbeat_s and self.pid and _is_stopped(self.pid):
             return "stopped", f"process {self.pid} was stopped (SIGSTOP or a debugger)"
@@ -198,6 +203,9 @@ def watch(pid: int, gone: Callable[[], None]) -> None:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         gone()
+        return
+    except OSError:  # Linux before 5.3, or no descriptor is left: then its silence tells
+        _log.warning("the end of process %d will be noticed by its silence alone", pid)
         return
 
     def wait() -> None:

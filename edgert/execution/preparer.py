@@ -37,6 +37,8 @@ class PreparedSegment:
     runs: int = 0
     mean_s: float = 0.0
     """Of a run; recent ones count most."""
+    owner: str = ""
+    """The caller that ordered it, by where it is answered."""
 
 
 class Preparer:

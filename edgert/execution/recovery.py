@@ -54,6 +54,7 @@ class Ladder:
     def release(self) -> None:
         """Give everything back."""
         for way in self.ways:
+            way.leave(self._fleet)
             for wanted, members in zip(way.wanted, way.members, strict=False):
                 for member in members:
                     self._fleet.release(member, wanted.order.name)
@@ -105,7 +106,7 @@ class Ladder:
     def lost(self, member: Member, kind: EventKind, reason: str) -> None:
         """A member is gone."""
         for number, way in enumerate(self.ways):
-            way.forget(member, member.life)
+            way.forget(self._fleet, member.life)
             if any(member in members for members in way.members):
                 self._lost.add(number)
             self._trying.discard((number, member.life))

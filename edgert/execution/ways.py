@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from edgert.execution.fleet import Fleet
 from edgert.execution.member import Held, Member, Order, Place
@@ -12,6 +13,9 @@ from edgert.execution.routes import Stage
 from edgert.machine import Device
 from edgert.profile import Target
 from edgert.transport.messages import Leg, Route, Send
+
+_RouteKey: TypeAlias = tuple[tuple[int, ...], frozenset[str]]
+"""The lives of the members of a route, and the inputs that its requests leave out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,8 @@ class Way:
     """(segment, life of a member) that may answer: prepared, and where there was something to try it on, tried."""
     refused: dict[tuple[int, str], str] = field(default_factory=dict)
     """(segment, place) -> why it will never be prepared there."""
-    routes: dict[tuple[object, ...], int] = field(default_factory=dict)
+    routes: dict[_RouteKey, int] = field(default_factory=dict)
+    """Number of each route that was told."""
     barred: str = ""
     """Why it must not be used any more, such as numbers that drift; '' when it may."""
     under_way: int = 0
@@ -137,11 +142,22 @@ class Way:
                 fleet.mail.send(endpoint, Route(number, tuple(own)))
         return number
 
-    def forget(self, member: Member, life: int) -> None:
+    def forget(self, fleet: Fleet, life: int) -> None:
         """A life of a member is over: nothing of it is trusted, and routes through it lead nowhere."""
         self.trusted = {each for each in self.trusted if each[1] != life}
-        for key in [key for key in self.routes if isinstance(key[0], tuple) and life in key[0]]:
-            del self.routes[key]
+        for key in [key for key in self.routes if life in key[0]]:
+            self._call_off(fleet, key)
+
+    def leave(self, fleet: Fleet) -> None:
+        """Nothing goes this way any more: have its executors forget the routes."""
+        for key in list(self.routes):
+            self._call_off(fleet, key)
+
+    def _call_off(self, fleet: Fleet, key: _RouteKey) -> None:
+        number = self.routes.pop(key)
+        for member in dict.fromkeys(each for members in self.members for each in members):
+            if member.up and member.life in key[0]:
+                fleet.mail.send(member.endpoint, Route(number, ()))
 
     def _trusted(self, index: int) -> list[Member]:
         return [member for member in self.ready(index) if (index, member.life) in self.trusted]
