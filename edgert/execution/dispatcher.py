@@ -6,8 +6,6 @@ came of them.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +15,7 @@ from edgert.errors import ChildTimeout, DeadlineExceeded, EdgertError, Garbage
 from edgert.execution.admission import Admission
 from edgert.execution.checks import check_values
 from edgert.execution.events import EventKind
+from edgert.execution.fair import FairQueue
 from edgert.execution.fleet import Fleet
 from edgert.execution.flight import Flight
 from edgert.execution.mail import open_values
@@ -49,8 +48,7 @@ class Dispatcher:
         self.shadow = Shadow(reserve, witness, fleet.limits.shadow)
         self.ladder = Ladder(fleet, ways, name, self._try, refusals)
         self.admission = Admission(name, fleet.limits, self.ladder, reserve)
-        self._waiting: list[tuple[int, int, Flight]] = []
-        self._count = itertools.count()
+        self._waiting: FairQueue[Flight] = FairQueue()
         self._flights: dict[int, Flight] = {}
         self._looking = self._closing = False
         self._looked_s = 0.0
@@ -84,18 +82,26 @@ class Dispatcher:
             self._fleet.loop.after(
                 flight.deadline_s - time.monotonic(), lambda: self._expire(self._flights.get(number))
             )
-        heapq.heappush(self._waiting, (-flight.priority, next(self._count), flight))
+        self._waiting.put(flight, self.plan.id, 0.0, flight.priority)
         self._dispatch()
 
     def _dispatch(self) -> None:
         """Give executors what they can take now."""
         while self._waiting:
             way = self.ladder.usable()
-            if way is not None and way.under_way >= self._window(way):
-                return
-            if way is None and not self._reserve.free():
-                return
-            flight = heapq.heappop(self._waiting)[2]
+            if way is None:
+                if not self._reserve.free():
+                    return
+                flight = self._waiting.pop()
+            else:
+                # Each priority has a window of its own: lower ones that were sent do not hold higher ones back, and
+                # lower ones are there when the executor owes them a turn.
+                window, busy = self._window(way), way.under_way
+                open_to = (each for each in self._waiting.priorities() if busy[each] < window)
+                priority = next(open_to, None)
+                if priority is None:
+                    return
+                flight = self._waiting.pop(priority)
             if flight.over:
                 continue
             if way is None:
@@ -104,7 +110,7 @@ class Dispatcher:
                 self._send(flight, way)
 
     def _window(self, way: Way) -> int:
-        """Requests that may be under way: enough that no segment waits for the next, no more."""
+        """Requests of a priority that may be under way: enough that no segment waits for the next, no more."""
         bottleneck_s = way.bottleneck_s()
         ahead = int(self.limits.ahead_s / bottleneck_s) if bottleneck_s > 0 else 0
         return min(_MOST_AHEAD, 2 * sum(map(len, way.members)) + ahead)
@@ -119,17 +125,19 @@ class Dispatcher:
         flight.outputs = {}
         flight.sent_s, flight.missed = time.monotonic(), 0
         flight.tried.append(way)
-        way.under_way += 1
+        way.under_way[flight.priority] += 1
         absent = frozenset(value.name for value in self.plan.inputs if value.name not in flight.inputs)
-        flight.route = way.route(self._fleet, chosen, absent)
+        flight.route = way.route(self._fleet, chosen, absent, flight.priority)
         for index, (stage, member) in enumerate(zip(way.stages, chosen, strict=True)):
             held = way.held(index, member)
             assert held is not None  # `pick` chose those that hold it
-            held.outstanding += 1
+            held.taken[flight.priority] += 1
             takes = {name: flight.inputs[name] for name in stage.takes if name in flight.inputs}
             if takes or not way.wanted[index].inputs:
                 self._give(flight, way, index, takes)
-        flight.patience_s = way.limit_s() * (1 + way.under_way) + self.limits.lapse_s
+        others_s = self.limits.hang_factor * max(member.load_s() for member in chosen)
+        waits_s = way.limit_s() * (1 + sum(way.under_way.values())) + others_s
+        flight.patience_s = waits_s + self.limits.lapse_s
         if not self._looking:
             self._looking = True
             self._fleet.loop.after(_LOOK_S, self._look)
@@ -326,11 +334,11 @@ class Dispatcher:
         way, chosen = flight.way, flight.chosen
         if way is None:
             return
-        way.under_way -= 1
+        way.under_way[flight.priority] -= 1
         for index, member in enumerate(chosen):
             held = way.held(index, member)
-            if held is not None and held.outstanding:
-                held.outstanding -= 1
+            if held is not None and held.taken[flight.priority]:
+                held.taken[flight.priority] -= 1
             if cancel and member.up:
                 self._fleet.mail.send(member.endpoint, Cancel(flight.number, flight.attempt))
         flight.way, flight.chosen = None, ()
@@ -339,7 +347,7 @@ class Dispatcher:
         flight.stand = "over"
         self._fleet.over(flight.number)
         if self._flights.pop(flight.number, None) is not None and flight.promise is not None:
-            self.admission.leave()
+            self.admission.leave(flight.priority)
             flight.promise.let_go()
             flight.promise = None
         if self._closing and not self._flights:

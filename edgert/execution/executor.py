@@ -208,7 +208,7 @@ class Executor:
             words = f"{self.name}: {waiting} requests wait already."
             self._fail(job, Overloaded(words, "Send fewer, or later.", waiting=waiting))
         else:
-            self._waiting.put(job, segment.model, segment.mean_s)
+            self._waiting.put(job, segment.model, segment.mean_s, job.leg.priority)
 
     def _run(self, job: Job) -> None:
         work, segment = job.work, self._segments.get(job.work.segment)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
+PRIORITIES = range(-100, 101)
+"""That requests may have: few enough that each may have a window and a route of its own."""
 _OWED = 1 / 9
 """To those that wait behind a higher priority, of the time that it takes: a tenth of all."""
 _LEAST_S = 1e-5
@@ -85,15 +87,23 @@ class FairQueue(Generic[Item]):
         self._count += 1
         self._size += 1
 
-    def pop(self) -> Item:
+    def priorities(self) -> list[int]:
+        """Of those that wait, highest first."""
+        return sorted(self._equals, reverse=True)
+
+    def pop(self, priority: int | None = None) -> Item:
         """Whose turn it is.
+
+        Args:
+            priority: among those of this priority alone; None for all.
 
         Raises:
             IndexError: nobody waits.
         """
         if not self._size:
             raise IndexError("nobody waits")
-        priority = next(iter(self._equals)) if len(self._equals) == 1 else self._turn()
+        if priority is None:
+            priority = next(iter(self._equals)) if len(self._equals) == 1 else self._turn()
         equals = self._equals[priority]
         item = equals.pop().item
         if not equals.heap:

@@ -23,6 +23,7 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ class Fleet:
         member.faults += 1
         for held in member.held.values():
             held.failures += held.asked_s is not None
-            held.ready, held.asked_s, held.runs, held.outstanding = False, None, 0, 0
+            held.ready, held.asked_s, held.runs, held.taken = False, None, 0, Counter()
         member.state, member.reason = "down", reason
         self.events.add(kind, f"{member.place}: {reason}", device=member.device.id)
         for customer in {id(each): each for each in self._users(member)}.values():

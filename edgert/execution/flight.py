@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -93,17 +92,3 @@ class Flight:
     @property
     def over(self) -> bool:
         return self.stand == "over"
-
-
-class Count:
-    """A number that several threads change."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.value = 0
-
-    def add(self, change: int) -> int:
-        """The new value."""
-        with self._lock:
-            self.value += change
-            return self.value

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,8 +79,13 @@ class Held:
     """In this life, as the last heartbeat said."""
     mean_s: float = 0.0
     """Of a run, as the last heartbeat said; 0 before the first."""
-    outstanding: int = 0
-    """Requests under way whose route leads through it."""
+    taken: Counter[int] = field(default_factory=Counter)
+    """Requests under way whose route leads through it, by priority."""
+
+    @property
+    def outstanding(self) -> int:
+        """Requests under way whose route leads through it."""
+        return sum(self.taken.values())
 
     def saw(self, run_s: float) -> None:
         """The first run of this life is over; later ones are in the heartbeats."""
@@ -136,6 +142,17 @@ class Member:
     def load_s(self) -> float:
         """Time that the requests under way will keep it busy, as far as known."""
         return sum(held.outstanding * held.expected_s() for held in self.held.values())
+
+    def others_s(self, model: str, share_s: float, priority: int) -> float:
+        """Time for which other models' requests of that priority or a higher one go before work of `share_s`, when
+        each model gets an equal share; from any thread.
+        """
+        loads_s: defaultdict[str, float] = defaultdict(float)
+        for held in tuple(self.held.values()):
+            if held.order.model != model:
+                ahead = sum(count for own, count in tuple(held.taken.items()) if own >= priority)
+                loads_s[held.order.model] += ahead * held.expected_s()
+        return sum(min(load_s, share_s) for load_s in loads_s.values())
 
     def lapse_s(self) -> float:
         """Silence of so many seconds is a fault."""

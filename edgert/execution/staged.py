@@ -106,7 +106,7 @@ class StagedPipeline:
         if self._closed or self._fleet.loop.ended.is_set():  # the latter at the interpreter's end
             raise fleets.closed(self.name)
         dispatcher = self._dispatcher
-        dispatcher.admission.enter(deadline_s)
+        dispatcher.admission.enter(deadline_s, priority)
         promise: Promise[Answer] = Promise(lambda: self._fleet.loop.post(lambda: dispatcher.call_off(flight)))
         flight = Flight(0, inputs, promise, finish, priority, given_s=deadline_s or 0.0)
         if deadline_s is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from edgert.execution.fleet import Fleet
@@ -14,8 +15,8 @@ from edgert.machine import Device
 from edgert.profile import Target
 from edgert.transport.messages import Leg, Route, Send
 
-_RouteKey: TypeAlias = tuple[tuple[int, ...], frozenset[str]]
-"""The lives of the members of a route, and the inputs that its requests leave out."""
+_RouteKey: TypeAlias = tuple[tuple[int, ...], frozenset[str], int]
+"""The lives of the members of a route, the inputs that its requests leave out, and their priority."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ class Way:
     """Number of each route that was told."""
     barred: str = ""
     """Why it must not be used any more, such as numbers that drift; '' when it may."""
-    under_way: int = 0
-    """Requests that it works on."""
+    under_way: Counter[int] = field(default_factory=Counter)
+    """Requests that it works on, by priority."""
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -98,7 +99,10 @@ class Way:
             able = self.ready(index) if trying is not None else self._trusted(index)
             if not able:
                 return None
-            chosen.append(trying if trying in able else min(able, key=Member.load_s))
+            if len(able) == 1:
+                chosen.append(able[0])
+            else:
+                chosen.append(trying if trying in able else min(able, key=Member.load_s))
         return tuple(chosen)
 
     def bottleneck_s(self) -> float:
@@ -123,21 +127,39 @@ class Way:
             for index, members in enumerate(self.members)
         )
 
-    def route(self, fleet: Fleet, chosen: Sequence[Member], absent: frozenset[str]) -> int:
+    def others_s(self, requests: int, priority: int) -> float:
+        """Time for which other models keep the executors from as many requests of ours, under fair shares: a model
+        that has less to do than we is done first, one that has more gets no more than we do.
+        """
+        longest_s = 0.0
+        for index, members in enumerate(self.members):
+            name = self.wanted[index].order.name
+            waits_s = [
+                member.others_s(held.order.model, requests * held.expected_s() / len(members), priority)
+                for member in members
+                if (held := member.held.get(name))
+            ]
+            longest_s = max(longest_s, min(waits_s, default=0.0))
+        return longest_s
+
+    def route(self, fleet: Fleet, chosen: Sequence[Member], absent: frozenset[str], priority: int) -> int:
         """The number of a route through these members, told to them when it is new.
 
         Args:
             fleet: whose executors they are.
             chosen: a member for each segment.
             absent: inputs of the model that the request leaves out.
+            priority: of the requests that take it.
         """
-        key = (tuple(member.life for member in chosen), absent)
+        key = (tuple(member.life for member in chosen), absent, priority)
         number = self.routes.get(key)
         if number is None:
             number = self.routes[key] = random.getrandbits(63)
             legs: dict[str, list[Leg]] = {}
             for index, stage in enumerate(self.stages):
-                legs.setdefault(chosen[index].endpoint, []).append(self._leg(index, stage, fleet, chosen, absent))
+                legs.setdefault(chosen[index].endpoint, []).append(
+                    replace(self._leg(index, stage, fleet, chosen, absent), priority=priority)
+                )
             for endpoint, own in legs.items():
                 fleet.mail.send(endpoint, Route(number, tuple(own)))
         return number
