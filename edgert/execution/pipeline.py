@@ -9,8 +9,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import numpy as np
+
 from edgert.devices.backend import Source
-from edgert.errors import Closed, DeviceLost, EdgertError
+from edgert.errors import Closed, DeviceLost, EdgertError, RunFailed
 from edgert.execution.events import Events
 from edgert.execution.rungs import EVALUATOR, Isolation, Rung, Rungs
 from edgert.execution.segments import Parts
@@ -22,9 +24,12 @@ from edgert.tensor import Data
 
 if TYPE_CHECKING:  # with the checks: ordinary models need none of them
     from edgert.execution.controls import Watch
+    from edgert.execution.refusals import Refusals
 
 _log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
+_KNOWN_BYTES = 16 << 20
+"""Larger requests are not kept to try a target on."""
 
 
 class Made(NamedTuple):
@@ -73,6 +78,9 @@ class Pipeline:
         self.verified = verified_targets(plan)
         self._rung = 0
         self._why = ""
+        self._known: dict[str, Data] | None = None
+        """A request that was answered; empty where the first one is not worth keeping."""
+        self._refusals: Refusals | None = None
         self._current = self._climb(0, plan.instances)
         self._watch = None if plan.controls is None else self._watched()
 
@@ -92,9 +100,12 @@ class Pipeline:
     def _run(self, inputs: Mapping[str, Data]) -> Made:
         current = self._current
         try:
-            return Made(current.run(inputs), current.targets, self._why)
+            made = Made(current.run(inputs), current.targets, self._why)
         except EdgertError as error:
-            return self._rescue(current, error, lambda prepared: prepared.run(inputs))
+            return self._rescue(current, error, inputs, lambda prepared: prepared.run(inputs))
+        if self._known is None:
+            self._known = copied(inputs)
+        return made
 
     def submit(
         self, inputs: Mapping[str, Data], finish: Callable[[Made], Answer], *, deadline_s: float | None = None,
@@ -147,9 +158,12 @@ class Pipeline:
         """As `_run`, on the instance's own cores."""
         current = self._current
         try:
-            return Made(current.run_pinned(inputs), current.targets, self._why)
+            made = Made(current.run_pinned(inputs), current.targets, self._why)
         except EdgertError as error:
-            return self._rescue(current, error, lambda prepared: prepared.run_pinned(inputs))
+            return self._rescue(current, error, inputs, lambda prepared: prepared.run_pinned(inputs))
+        if self._known is None:
+            self._known = copied(inputs)
+        return made
 
     def _watched(self) -> Watch:
         """Who checks new values of inputs that steer the model."""
@@ -158,8 +172,21 @@ class Pipeline:
         evaluate = reference(self._source, self._machine)
         return Watch(self.plan, evaluate, lambda target: self._rungs.whole(target, (Instance(0),)))
 
-    def _rescue(self, failed: Rung, error: EdgertError, run: Callable[[Rung], dict[str, Data]]) -> Made:
-        """Answer from the next rung that can, and stay there; another thread may have climbed already."""
+    def _refused(self) -> Refusals:
+        """Who looks into requests that a target refused."""
+        if self._refusals is None:
+            from edgert.execution.controls import reference
+            from edgert.execution.refusals import Refusals  # as above
+
+            self._refusals = Refusals(self.plan, self._rungs, reference(self._source, self._machine))
+        return self._refusals
+
+    def _rescue(
+        self, failed: Rung, error: EdgertError, inputs: Mapping[str, Data], run: Callable[[Rung], dict[str, Data]]
+    ) -> Made:
+        """Answer from the next rung that can, and stay there; another thread may have climbed already. A target that
+        is well and refused stays.
+        """
         with self._lock:
             self._check_open()
             if self._current is not failed:
@@ -168,6 +195,8 @@ class Pipeline:
                     return Made(run(failed), failed.targets, self._why)
                 except EdgertError as again:
                     error = again
+            if isinstance(error, RunFailed) and self._refused().is_well(failed, self._known or None):
+                return self._refused().answer(self._rung, failed, error, inputs, run)
             _log.warning("%s failed: %s", failed.name, error.message)
             rung = self._rung
             while rung + 1 < len(self._rungs):
@@ -213,6 +242,14 @@ class Pipeline:
     def _check_open(self) -> None:
         if self._closed:
             raise Closed(f"the model {self._source.path.name} was closed.", "Load it again.")
+
+
+def copied(inputs: Mapping[str, Data]) -> dict[str, Data]:
+    """A request to try targets on later, in arrays of its own; empty for one that is not worth the memory."""
+    arrays = {name: value for name, value in inputs.items() if isinstance(value, np.ndarray)}
+    if len(arrays) < len(inputs) or sum(array.nbytes for array in arrays.values()) > _KNOWN_BYTES:
+        return {}
+    return {name: array.copy() for name, array in arrays.items()}
 
 
 def verified_targets(plan: Plan) -> frozenset[Target]:

@@ -207,7 +207,7 @@ def test_a_device_whose_driver_crashes_while_preparing_is_replaced(start, x):
     assert "SIGSEGV" in made.reason
 
 
-def test_a_closed_pipeline_refuses_and_leaves_nothing_behind(start, x):
+def test_a_closed_pipeline_refuses_and_leaves_nothing_behind(start, x, no_child_waits):
     start("right@gpu:0").close()  # imports what a first start imports
     before = open_descriptors()
     pipeline = start("right@gpu:0", "onnxruntime")
