@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import importlib.util
 import logging
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,10 +42,17 @@ _RESOLVERS: Mapping[str, str] = {  # variant -> member of OpResolverType
     "": "AUTO",  # with XNNPACK, the library's default
     "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
     "ref": "BUILTIN_REF",
+    "mixed": "AUTO",
 }
 _WORTH_TRYING = ("", "builtin")
-"""`ref`, the kernels that others are checked against, is some fifty times slower: for who names it."""
+"""`ref`, the kernels that others are checked against, is some fifty times slower: for who names it. `mixed` runs the
+operators that have no integer kernel in floats: tried only where the others refused a quantised model.
+"""
 
+MIXED = "mixed"
+_AT_FAULT = re.compile(r"Node number (\d+) \([^)]*\) failed to (prepare|invoke)")
+_ABOUT_TYPES = re.compile(r"\b(U?INT8|INT16)\b|unsupported|not supported", re.IGNORECASE)
+"""A kernel may also refuse values, such as the root of a negative number: that is no lack of a kernel."""
 _CHATTER = b"INFO: Created TensorFlow Lite XNNPACK delegate"
 """What it says once a process when it makes an interpreter with XNNPACK."""
 _first = threading.Lock()
@@ -110,19 +118,74 @@ class Backend:
             raise refused(target, f"LiteRT computes at the model's own precision, {source.precision}")
         try:
             with _quietly(target.variant):
-                interpreter = library.Interpreter(
-                    str(source.path),
-                    num_threads=target.threads or 1,
-                    experimental_op_resolver_type=library.OpResolverType[_resolver(target.variant)],
-                )
-                interpreter.allocate_tensors()
+                interpreter = (_mixed if target.variant == MIXED else _whole)(library, source, target)
             inputs = _ports(source.inputs, interpreter.get_input_details())
             outputs = _ports(source.outputs, interpreter.get_output_details())
         except SystemError as error:  # how tflite-runtime fails beside a numpy that it was not built for
             raise unusable(_package()[1], error, _OLD_REMEDY) from error
+        except EdgertError:  # of the reader, for `mixed`
+            raise
         except Exception as error:  # the bindings raise ValueError, RuntimeError and what numpy raises
             raise refused(target, error) from error
         return Prepared(interpreter, inputs, outputs, target, {device.id: _count(interpreter, target)})
+
+
+def _whole(library: Any, source: Source, target: Target, content: bytes | None = None) -> Any:
+    """An interpreter with its tensors, for the source's file or for `content` in its place."""
+    interpreter = library.Interpreter(
+        None if content is not None else str(source.path),
+        model_content=content,
+        num_threads=target.threads or 1,
+        experimental_op_resolver_type=library.OpResolverType[_resolver(target.variant)],
+    )
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _mixed(library: Any, source: Source, target: Target) -> Any:
+    """An interpreter for the model with each operator in floats whose integer kernel is missing.
+
+    Which ones these are the library says itself, one at a time: when it prepares its tensors, or in a first run.
+
+    Raises:
+        PrepareRefused: every operator has its kernel, or one fails in floats too.
+        MissingPackage: the schema of .tflite files is not installed.
+        ModelUnsupported: a value beside such an operator cannot be converted.
+    """
+    from edgert.formats import open_model
+    from edgert.formats.tflite import TfliteFile
+    from edgert.formats.tflite_float import float_nodes
+
+    file = open_model(source.path)
+    if not isinstance(file, TfliteFile):
+        raise refused(target, "only a .tflite has operators of one arithmetic each")
+    names = {index: name for name, index in file.operators.items()}
+    floated: list[str] = []
+    content, origin = None, tuple(range(len(names)))
+    while True:
+        try:
+            interpreter = _whole(library, source, target, content)
+            interpreter.invoke()
+        except (RuntimeError, ValueError) as error:
+            index = _without_kernel(str(error))
+            place = origin[index] if index is not None and index < len(origin) else None
+            if place is None or names[place] in floated:
+                raise
+            floated.append(names[place])
+            content, origin = float_nodes(file, floated)
+            continue
+        if not floated:
+            raise refused(target, "every operator has an integer kernel")
+        _LOG.info("%s: %s run in floats, for want of integer kernels", source.path.name, ", ".join(floated))
+        return interpreter
+
+
+def _without_kernel(words: str) -> int | None:
+    """Which node an error is about, where it is about the node's types: its index among the file's operators."""
+    found = _AT_FAULT.search(words)
+    if found is None or (found[2] == "invoke" and not _ABOUT_TYPES.search(words)):
+        return None
+    return int(found[1])
 
 
 @dataclass(slots=True)
@@ -218,7 +281,7 @@ def _interpreter_module() -> Any:
 
 def _quietly(variant: str) -> contextlib.AbstractContextManager[None]:
     """Without LiteRT's greeting, the first time that XNNPACK is used."""
-    first = variant == "" and _first.acquire(blocking=False)
+    first = variant in ("", MIXED) and _first.acquire(blocking=False)
     return stderr_without(_CHATTER) if first else contextlib.nullcontext()
 
 

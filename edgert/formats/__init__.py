@@ -6,6 +6,7 @@
 | .onnx -> Graph | `onnx.open_onnx` | onnx, onnx_check, onnx_types, onnx_tensors |
 | .tflite -> Graph | `tflite.open_tflite` | tflite, flat, tflite_tensors |
 | nodes -> file | `ModelFile.write` | cut, onnx_write, tflite_write |
+| nodes of a .tflite in floats | `tflite_float.float_nodes` | tflite_float |
 | is it for one accelerator alone? | `artefacts.mark_of` | artefacts |
 | .onnx -> the same, tidied up | `onnx_clean.clean` | onnx_clean |
 

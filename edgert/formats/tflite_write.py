@@ -51,7 +51,7 @@ def write_nodes(
         _check_types(source, part)
         with trusting(source.path):
             model = schema().ModelT.InitFromPackedBuf(source.data)
-            content = _pack(_part(source, model, part), source)
+            content = pack(_part(source, model, part), source)
     with replacing(path) as file:
         file.write(content)
     return part.inputs, part.outputs
@@ -61,7 +61,7 @@ def _whole(source: TfliteFile) -> bytearray | memoryview:
     with trusting(source.path):
         if not has_external_buffers(source.path, source.data):
             return source.data
-        return _pack(schema().ModelT.InitFromPackedBuf(source.data), source)
+        return pack(schema().ModelT.InitFromPackedBuf(source.data), source)
 
 
 def _check_state(graph: Graph, part: Cut) -> None:
@@ -181,7 +181,7 @@ def _call_fields(operator: Any) -> list[tuple[Any, str]]:
     ]
 
 
-class _Buffer:
+class Buffer:
     """Packs like the schema's BufferT, with the data aligned."""
 
     def __init__(self, data: memoryview) -> None:
@@ -221,7 +221,7 @@ def _write_lean(model: Any, source: TfliteFile, path: Path) -> None:
 
     The tables are packed twice: where the data begin is known once they are.
     """
-    buffers = [_Buffer(item) if len(item) < _LEAN_BYTES else _Behind(item) for item in _all_inside(model, source)]
+    buffers = [Buffer(item) if len(item) < _LEAN_BYTES else _Behind(item) for item in _all_inside(model, source)]
     model.buffers = buffers
     position = len(_packed(model, 1 << 16))
     for buffer in buffers:
@@ -245,7 +245,7 @@ def _packed(model: Any, size: int) -> bytearray:
     return packed
 
 
-def _pack(model: Any, source: TfliteFile) -> bytearray:
+def pack(model: Any, source: TfliteFile) -> bytearray:
     """The model's bytes, with everything that the source keeps out of line (or in other files) inside.
 
     Raises:
@@ -257,7 +257,7 @@ def _pack(model: Any, source: TfliteFile) -> bytearray:
         raise ModelUnsupported(
             f"the part of {source.path.name} has {total} bytes of weights; a .tflite ends at 2 GiB.", "Cut it smaller."
         )
-    model.buffers = [_Buffer(item) for item in data]
+    model.buffers = [Buffer(item) for item in data]
     return _packed(model, total + (1 << 16))
 
 
@@ -276,7 +276,7 @@ def _all_inside(model: Any, source: TfliteFile) -> list[memoryview]:
 
 
 def _content(buffer: Any, file: memoryview) -> memoryview:
-    if isinstance(buffer, _Buffer):
+    if isinstance(buffer, Buffer):
         return buffer.data
     if buffer.offset > 1:
         return file[buffer.offset : buffer.offset + buffer.size]
@@ -293,6 +293,6 @@ def _take_in_external(model: Any, source: TfliteFile) -> None:
             item = items[tensor.externalBuffer]
             group = bytes(model.externalBufferGroups[item.group].name).decode("utf-8", "surrogateescape")
             content = map_file(beside(source.path, group, "a buffer group"))
-            model.buffers.append(_Buffer(content[item.offset : item.offset + item.length]))
+            model.buffers.append(Buffer(content[item.offset : item.offset + item.length]))
             tensor.buffer, tensor.externalBuffer = len(model.buffers) - 1, 0
     model.externalBuffers = model.externalBufferGroups = None

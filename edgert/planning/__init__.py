@@ -27,6 +27,7 @@ from edgert.planning.candidates import LAST_RESORT, Candidates, candidates
 from edgert.planning.choose import Choice, check, fastest, latency_choice, standing, throughput_choice
 from edgert.planning.drift import distrust
 from edgert.planning.fallbacks import fallbacks, require_last_resort, unproven
+from edgert.planning.mixed import mixed
 from edgert.planning.reference import Checker, Reference, evaluate, settle
 from edgert.planning.remember import Memory, Wish
 from edgert.planning.trials import Course, Trial, Trials
@@ -177,6 +178,7 @@ def _measured(
     with ThreadPoolExecutor(max_workers=1) as pool:
         evaluation = evaluate(pool, course)
         trials = work.run(found.targets, lambda target: say(f"trying {target}"))
+        trials += work.run(mixed(course.source, [trial.row for trial in trials]))
         say("waiting for the reference answer")
         reference = evaluation.result()
     reference = settle(reference, trials, checker, course.source.precision)
@@ -306,7 +308,8 @@ def first_plan(assignment: Assignment) -> Plan:
         return _streamed(assignment, found, course, lambda message: assignment.progress(message, 1.0))
     rows: list[Row] = []
     with Trials(course) as work:
-        for target in (*found.targets, *resort):
+        instead = mixed(source, [Row(target, "refused") for target in found.targets])
+        for target in (*found.targets, *instead, *resort):
             if not target.device.startswith("cpu") and assignment.wish.targets is None:
                 continue
             row = work.run([target])[0].row
