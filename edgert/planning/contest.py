@@ -201,6 +201,10 @@ def _raced(plan: Plan, workshop: Workshop, finalists: Mapping[Proposal, Finalist
             workshop.note(f"the split {standing.name} took {text_of_ratio(standing.ratio)} the fastest's time")
     if not isinstance(first.name, Proposal):
         return plan
+    fallen = _faster_before(plan, runners, statistics.median(first.rounds))
+    if fallen:
+        workshop.note(f"don't split: {fallen}")
+        return plan
     ratios: dict[Target, Interval] = {}
     for standing in rest:
         if isinstance(standing.name, Target):
@@ -215,6 +219,19 @@ def _raced(plan: Plan, workshop: Workshop, finalists: Mapping[Proposal, Finalist
             ratios[standing.name] = ratio
     reasons = {target: f"{text_of_ratio(ratio)} the split's time" for target, ratio in ratios.items()}
     return split_plan(plan, workshop, finalists[first.name], statistics.median(first.rounds), reasons)
+
+
+def _faster_before(plan: Plan, runners: Mapping[Names, Contestant], split_s: float) -> str:
+    """Which whole model fell out of this race, and was faster than the split before; '' for none.
+
+    It may have been killed for what the splits beside it needed: that is no victory.
+    """
+    for row in plan.candidates:
+        failure = runners[row.target].failure if row.target in runners else None
+        if failure is not None and row.timing is not None and row.timing.p50_s <= split_s:
+            before = f"{1e3 * row.timing.p50_s:.3g} ms before, the split {1e3 * split_s:.3g}"
+            return f"{row.target} fell out of the race ({failure.message[:200]}); it took {before}"
+    return ""
 
 
 def _far_behind(standing: Standing[Names], first: Standing[Names]) -> bool:

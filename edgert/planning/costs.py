@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgert import store
 from edgert.devices.links import measure
@@ -15,6 +15,7 @@ from edgert.machine import Link
 from edgert.partitioner.cuts import flows_of, weights_of
 from edgert.partitioner.problem import BlockSpec, DeviceSpec, Problem, TargetSpec
 from edgert.planning.capability import Capability
+from edgert.planning.overheads import Overhead, flow_bytes, probe_pairs
 from edgert.planning.workshop import Workshop, instances_of
 from edgert.planning.workshop import seconds as row_seconds
 from edgert.profile import Row, Target
@@ -52,22 +53,28 @@ def measure_blocks(workshop: Workshop, found: Sequence[Capability]) -> Costs:
             else:
                 refused[each.target][number] = row  # taken within a stretch, and not alone
                 workshop.convict(number, row)
+    for target, alone in seconds.items():
+        workshop.say(f"timing neighbours together on {target}")
+        probe_pairs(workshop, target, alone)
     return Costs(seconds, refused, complete)
 
 
-def problem_of(workshop: Workshop, costs: Costs, factors: Mapping[Target, float], links: Sequence[Link]) -> Problem:
+def problem_of(
+    workshop: Workshop, costs: Costs, overheads: Mapping[Target, Overhead], factors: Mapping[Target, float],
+    links: Sequence[Link],
+) -> Problem:  # fmt: skip
     """The placement problem of these costs.
 
-    A segment pays the call overhead of its target once, and not for each of its blocks. `factors` corrects for what
-    fusion saves: measured time of a whole segment over the sum of its blocks.
+    A segment pays the call overhead of its target once, and not for each of its blocks; what a value costs that enters
+    or leaves it is paid on the way to another device, and not between blocks of one segment. `factors` corrects for
+    what fusion saves: measured time of a whole segment over the sum of its blocks.
     """
     targets = [target for target, known in costs.seconds.items() if known]
-    launch = {target: launch_s(workshop, costs, target) for target in targets}
-    workshop.calls |= launch
+    workshop.calls |= {target: overheads[target].call_s for target in targets}
     blocks = []
     for number, block in enumerate(workshop.blocks):
         cost = {
-            str(target): factors.get(target, 1.0) * max(0.0, costs.seconds[target][number] - launch[target])
+            str(target): factors.get(target, 1.0) * net_s(workshop, costs, target, overheads[target], number)
             for target in targets
             if number in costs.seconds[target]
         }
@@ -83,32 +90,28 @@ def problem_of(workshop: Workshop, costs: Costs, factors: Mapping[Target, float]
         tuple(blocks),
         tuple(DeviceSpec(device.id, device.memory_bytes or math.inf, most[device.id]) for device in devices.values()),
         tuple(
-            TargetSpec(str(target), target.device, most[target.device] // lanes[target], launch_s=launch[target])
+            TargetSpec(
+                str(target), target.device, most[target.device] // lanes[target], launch_s=overheads[target].call_s
+            )
             for target in targets
         ),
         flows_of(workshop.file.graph, workshop.blocks, workshop.size),
-        tuple(links),
+        tuple(_with_borders(link, {target: overheads[target] for target in targets}) for link in links),
         objective=workshop.objective,
     )
 
 
-def launch_s(workshop: Workshop, costs: Costs, target: Target) -> float:
-    """What calling a piece costs on a target, whatever is in it.
+def net_s(workshop: Workshop, costs: Costs, target: Target, overhead: Overhead, number: int) -> float:
+    """What a block adds to a segment that holds its neighbours too."""
+    return max(0.0, costs.seconds[target][number] - overhead.of(flow_bytes(workshop, [number])))
 
-    n blocks take c_1 + ... + c_n one by one, and T as one piece, which saves n - 1 calls: (sum(c) - T) / (n - 1). What
-    fusion saves is in it too, so it is no more than the shortest block; of several pieces the longest is asked.
-    """
-    known = costs.seconds[target]
-    shortest_s = min(known.values())
-    pieces = [
-        (len(blocks), whole_s, [known[number] for number in blocks])
-        for (where, blocks), whole_s in workshop.stretches.items()
-        if where == target and len(blocks) > 1 and known.keys() >= set(blocks)
-    ]
-    if not pieces:
-        return shortest_s
-    count, whole_s, alone = max(pieces)
-    return min(shortest_s, max(0.0, (sum(alone) - whole_s) / (count - 1)))
+
+def _with_borders(link: Link, overheads: Mapping[Target, Overhead]) -> Link:
+    """The link with what its ends' targets need for each byte that leaves a segment or enters one."""
+    byte_s = 1.0 / link.bandwidth_bytes_per_s
+    for end in (link.source, link.sink):
+        byte_s += min((each.byte_s for target, each in overheads.items() if target.device == end), default=0.0)
+    return replace(link, bandwidth_bytes_per_s=1.0 / byte_s)
 
 
 def remembered_links(workshop: Workshop, devices: Mapping[str, Remote]) -> tuple[Link, ...]:

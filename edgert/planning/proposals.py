@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgert.errors import Infeasible
 from edgert.machine import Link
@@ -14,7 +14,8 @@ from edgert.partitioner.evaluate import evaluate
 from edgert.partitioner.problem import BlockSpec, DeviceSpec, Problem, TargetSpec
 from edgert.partitioner.solve import solve
 from edgert.planning.capability import Capability
-from edgert.planning.costs import Costs, launch_s, problem_of
+from edgert.planning.costs import Costs, net_s, problem_of
+from edgert.planning.overheads import Overhead, flow_bytes, overhead_of
 from edgert.planning.predict import with_links
 from edgert.planning.workshop import Workshop, seconds
 from edgert.profile import Row, Target
@@ -24,6 +25,8 @@ _SOLVE_S = 2.0
 _LONGEST_NAME = 48
 _ROUNDS = 3
 """How often costs are corrected by what whole segments took, and solved again."""
+_FEW = 3
+"""Segments of a simple split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,46 +123,62 @@ def pieces_of(workshop: Workshop, placement: Placement) -> tuple[Piece, ...]:
 
 
 def by_cost(workshop: Workshop, costs: Costs, links: Sequence[Link]) -> list[Proposal]:
-    """Solved on measured costs; then, since fused costs do not add, on costs corrected by what the pieces took."""
-    latency = workshop.objective == "latency"
+    """Solved on measured costs; then, since fused costs do not add, on costs corrected by what the pieces took.
+
+    A placement in many segments is tried in at most `_FEW` too: fewer costs can be wrong there.
+    """
     factors: dict[Target, float] = {}
     made: list[Proposal] = []
     for _ in range(_ROUNDS):
-        problem = problem_of(workshop, costs, factors, links)
-        workshop.say("solving the placement")
-        try:
-            solution = solve(problem, _SOLVE_S)
-        except Infeasible as error:
-            workshop.note(f"no split keeps every limit: {error.message}")
+        problem = problem_of(workshop, costs, _overheads(workshop, costs), factors, links)
+        found = _solved(workshop, costs, problem, links)
+        if len(found) and len(found[0].pieces) > _FEW and workshop.in_time:
+            found += _solved(workshop, costs, replace(problem, most_segments=_FEW), links)
+        if not found or found[0] in made:
             break
-        targets = {str(target): target for target in costs.seconds}
-        placement = {n: targets[solution.placement[block.id]] for n, block in enumerate(workshop.blocks)}
-        cause = f"cheapest by measured costs ({solution.solver}, gap {100 * solution.gap:.1g}%)"
-        if len(set(placement.values())) == 1:
-            workshop.note(f"don't split: by measured costs the whole is best on {placement[0]}")
-            break
-        proposals = measured(workshop, placement, cause)
-        if not proposals or proposals[0] in made:
-            break
-        made += [with_links(workshop, each, links) for each in proposals] if latency else proposals
+        made += found
         if not workshop.in_time:
             break
-        factors = _corrected(workshop, proposals[0], costs, factors)
+        factors = _corrected(workshop, found[0], costs, factors)
     return made
+
+
+def _overheads(workshop: Workshop, costs: Costs) -> dict[Target, Overhead]:
+    return {target: overhead_of(workshop, target, known) for target, known in costs.seconds.items() if known}
+
+
+def _solved(workshop: Workshop, costs: Costs, problem: Problem, links: Sequence[Link]) -> list[Proposal]:
+    """The solver's placement in pieces that were measured; none, with a note, where it is no split."""
+    workshop.say("solving the placement")
+    try:
+        solution = solve(problem, _SOLVE_S)
+    except Infeasible as error:
+        workshop.note(f"no split keeps every limit: {error.message}")
+        return []
+    targets = {str(target): target for target in costs.seconds}
+    placement = {n: targets[solution.placement[block.id]] for n, block in enumerate(workshop.blocks)}
+    if len(set(placement.values())) == 1:
+        workshop.note(f"don't split: by measured costs the whole is best on {placement[0]}")
+        return []
+    few = f", at most {problem.most_segments} segments" if problem.most_segments else ""
+    cause = f"cheapest by measured costs ({solution.solver}{few}, gap {100 * solution.gap:.1g}%)"
+    proposals = measured(workshop, placement, cause)
+    latency = workshop.objective == "latency"
+    return [with_links(workshop, each, links) for each in proposals] if latency else proposals
 
 
 def _corrected(
     workshop: Workshop, proposal: Proposal, costs: Costs, before: Mapping[Target, float]
 ) -> dict[Target, float]:
-    """For each target: what its pieces took over what their blocks took alone, call overhead left out of both."""
+    """For each target: what its pieces took over what their blocks took alone, calls and borders left out of both."""
     factors = dict(before)
-    for target in {piece.target for piece in proposal.pieces} & costs.seconds.keys():
-        launch = launch_s(workshop, costs, target)
+    overheads = _overheads(workshop, costs)
+    for target in {piece.target for piece in proposal.pieces} & overheads.keys():
         whole = parts = 0.0
         for piece, row in zip(proposal.pieces, proposal.rows, strict=True):
             if piece.target == target:
-                whole += max(0.0, seconds(row) - launch)
-                parts += sum(max(0.0, costs.seconds[target][number] - launch) for number in piece.blocks)
+                whole += max(0.0, seconds(row) - overheads[target].of(flow_bytes(workshop, piece.blocks)))
+                parts += sum(net_s(workshop, costs, target, overheads[target], number) for number in piece.blocks)
         if parts > 0:
             factors[target] = max(0.05, whole / parts)
     return factors

@@ -35,8 +35,8 @@ from edgert.profile import Target
 from edgert.tensor import Data
 
 _log = logging.getLogger(__name__)
-_WORTH_S = 1e-3
-"""A model that some target runs whole in less is not split: handing over values costs a tenth of that."""
+_WORTH_S = 3e-4
+"""A model that some target runs whole in less is not split: calling another device costs a third of that."""
 _SHARE = 0.5
 """Of the budget: what asking and measuring pieces may take at least."""
 _MOST_WHOLE, _MOST_PARTIAL, _MOST_RACED = 3, 4, 4
