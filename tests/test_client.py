@@ -250,13 +250,42 @@ def test_an_orderly_end_answers_what_was_taken_and_exits_with_zero(own: Daemon) 
     own.start()
     with edgert.connect(own.endpoint, timeout_s=60) as client:
         client.model("digits")
-        waiting = [client.submit("digits", X) for _ in range(40)]
+        waiting = [client.submit("digits", X, timeout_s=5) for _ in range(40)]
         code = own.end()
         outcomes = [future.exception(timeout=60) for future in waiting]
     assert code == 0
+    # What was not taken any more waited for a next daemon, which never came.
     assert {type(error) for error in outcomes} <= {type(None), Closed, PeerUnreachable, edgert.errors.Overloaded}
+    assert not any("went away" in str(error) for error in outcomes)
     assert own.printed.read_bytes() == b""
     assert "unanswered" not in own.log.read_text()
+
+
+def test_a_restart_costs_its_clients_no_request(own: Daemon) -> None:
+    own.start()
+    errors: list[BaseException | None] = []
+    over = threading.Event()
+    with edgert.connect(own.endpoint, timeout_s=60) as client, edgert.connect(own.endpoint, timeout_s=60) as other:
+
+        def ask(each: edgert.Client) -> None:
+            while not over.is_set():
+                errors.append(each.submit("digits", X).exception())
+
+        threads = [threading.Thread(target=ask, args=(each,)) for each in (client, client, other)]
+        for thread in threads:
+            thread.start()
+        for _ in range(3):
+            before = len(errors)
+            while len(errors) < before + 20:
+                time.sleep(0.01)
+            assert own.end() == 0
+            own.start()
+        while len(errors) < before + 60:
+            time.sleep(0.01)
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert [error for error in errors if error is not None] == []
 
 
 def test_a_hangup_tries_again_what_was_refused(own: Daemon) -> None:

@@ -1,22 +1,17 @@
 """The daemon: a folder of models that answers over ZeroMQ until it is told to stop.
 
-Threads: one watches the folder and loads, one reads the socket, several answer, one keeps the pulse. The pulse asks the
-daemon's own models through the same socket that clients use, and only its success feeds systemd's watchdog: a daemon
-whose process lives but whose models hang is started anew.
+Threads: one watches the folder and loads, one reads the socket, several answer, one keeps the pulse (`pulse`).
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -24,10 +19,10 @@ from typing import Any
 
 import edgert
 from edgert import errors, store
-from edgert.client import Client
-from edgert.errors import CacheUnwritable, EdgertError, OptionError, Overloaded
+from edgert.errors import CacheUnwritable, OptionError
 from edgert.model import Model
 from edgert.serving.folder import Folder
+from edgert.serving.pulse import Pulse
 from edgert.serving.repository import Repository
 from edgert.serving.roster import Roster
 from edgert.serving.service import Limits, Service
@@ -42,8 +37,6 @@ _LOOK_S = 0.5
 """Between two looks at the folder."""
 _FIRST_LOOKS_S = 30.0
 """How long the start waits for files that somebody is writing."""
-_PULSE_S = 10.0
-"""Between two beats where no watchdog asks for more."""
 _LOAD_LIMIT_S = 180
 """What systemd is asked for before each model at the start: planning a large one takes time."""
 
@@ -154,6 +147,7 @@ class Daemon:
         self.state = "draining"
         self._stopping.set()
         notify.tell(STOPPING=1, STATUS=f"stopping: {self._service.waiting()} requests in flight")
+        self._front.farewell()
         done = self._service.drain(self.settings.drain_s)
         if not done:
             _log.error("stopped with %d requests unanswered after %.0f s", self._service.waiting(),
@@ -227,85 +221,6 @@ class Daemon:
         refused = [state.name for state in states if state.error is not None]
         text = f"{answering} models answer"
         return f"{text}; refused: {', '.join(refused)}" if refused else text
-
-
-class Pulse:
-    """Asks the daemon's models again and again, the way that clients do, and feeds the watchdog when that succeeds."""
-
-    def __init__(self, endpoint: str, service: Service, watchdog_s: float | None) -> None:
-        """Args:
-        endpoint: the daemon's own.
-        service: for its models and its counts.
-        watchdog_s: systemd's limit; None when nobody watches.
-        """
-        self._service = service
-        self._limit_s = watchdog_s or 3 * _PULSE_S
-        self.trouble = ""
-        """Why the last beat failed; '' when it did not."""
-        self._text = ""
-        self._end = threading.Event()
-        self._turn = itertools.count()
-        self._client: Client | None = None
-        self._connect: Callable[[], Client] = partial(Client, endpoint, timeout_s=self._limit_s / 3)
-        self._remote = endpoint.startswith("tcp://")
-        self._thread = threading.Thread(target=self._beat_on, name="edgert pulse", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def say(self, text: str) -> None:
-        """What to tell systemd with the next beat."""
-        self._text = text
-
-    def close(self) -> None:
-        self._end.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=1.0)
-        if self._client is not None:
-            self._client.close()
-
-    def _beat_on(self) -> None:
-        while not self._end.wait(self._limit_s / 3):
-            trouble = self._trouble()
-            if trouble and not self.trouble:
-                _log.error("no progress: %s", trouble)
-            elif self.trouble and not trouble:
-                _log.info("progress again after: %s", self.trouble)
-            self.trouble = trouble
-            if not trouble:
-                notify.tell(WATCHDOG=1, **({"STATUS": self._text} if self._text else {}))
-
-    def _trouble(self) -> str:
-        """Why this is no progress; '' when it is."""
-        stuck = [run for run in self._service.running() if run.for_s > self._limit_s]
-        if stuck:
-            return f"model {stuck[0].model} runs since {stuck[0].for_s:.0f} s"
-        names = self._service.roster.names()
-        name = names[next(self._turn) % len(names)] if names else ""
-        before = self._service.answered(name)
-        try:
-            self._ask(name)
-        except Overloaded:
-            # Others are answered first; that they are is progress enough.
-            return "" if self._service.answered(name) > before else f"model {name}: full, and nothing gets done"
-        except EdgertError as error:
-            if self._service.answered(name) > before:
-                return ""
-            return f"model {name}: {error.message}" if name else error.message
-        return ""
-
-    def _ask(self, name: str) -> None:
-        if self._client is None:
-            self._client = self._connect()
-        if not name:
-            self._client.status()
-            return
-        with self._service.roster.lend(name) as loaded:
-            sample = loaded.sample if not loaded.unproven else None
-        if sample is None:
-            self._client.status()
-        else:
-            self._client.run(name, sample)
 
 
 def _systemd_folder(variable: str) -> Path | None:

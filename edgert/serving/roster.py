@@ -67,6 +67,8 @@ class Loaded:
         self.unproven = ""
         self.sample = zeros(model.inputs)
         """An input to try it with; None when nothing is known to fit."""
+        self.proof_s = 0.0
+        """How long it took to answer that; 0 when it did not."""
         self._users = 0
         self._retired = False
         self._lock = threading.Lock()
@@ -76,10 +78,13 @@ class Loaded:
         if self.sample is None:
             self.unproven = "its inputs' types or shapes are not known before a request"
             return
+        started_s = time.monotonic()
         try:
             self.model.run(self.sample)
         except EdgertError as error:
             self.unproven = error.message
+        else:
+            self.proof_s = time.monotonic() - started_s
 
     def enter(self) -> bool:
         """Use it; False when it is retired already."""
@@ -286,7 +291,7 @@ class Roster:
         started_s = self._now_s()
         loaded = Loaded(version, self._load(version.path))
         loaded.prove()
-        targets = ", ".join(map(str, loaded.model.plan.targets))
+        targets = ", ".join(dict.fromkeys(map(str, loaded.model.plan.targets)))
         _log.info("model %s: version %d answers on %s, after %.2f s", version.model, version.number, targets,
                   self._now_s() - started_s)  # fmt: skip
         if loaded.unproven:

@@ -164,13 +164,13 @@ class Service:
                 line.waiting.clear()
             self._condition.notify_all()
         for request in left:
-            request.done(_stopping())
+            request.done(stopping())
         for worker in self._workers:
             worker.join(timeout=1.0)
 
     def _admit(self, model: str, line: _Line, size_bytes: int) -> None:
         if self._draining:
-            raise _stopping()
+            raise stopping()
         waiting = len(line.waiting)
         if waiting >= self.limits.waiting:
             raise Overloaded(
@@ -245,5 +245,6 @@ class Service:
             self._lines[model].width = width
 
 
-def _stopping() -> Closed:
+def stopping() -> Closed:
+    """What becomes of a request that was not begun."""
     return Closed("the daemon is stopping.", "Ask again when it is back, or another one.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -25,18 +26,22 @@ from edgert.errors import (
     WireError,
 )
 from edgert.result import Result
-from edgert.serving.service import Service
+from edgert.serving.service import Service, stopping
 from edgert.transport.endpoints import Endpoint
 from edgert.transport.keys import Keyring
 from edgert.transport.line import own_all
-from edgert.transport.messages import Answer, Call
+from edgert.transport.messages import STOPPING, Answer, Bye, Call
 from edgert.transport.sockets import Inbox
 
 _log = logging.getLogger(__name__)
 Status: TypeAlias = Callable[[], Mapping[str, Any]]
 FLUSH_S = 2.0
 """How long the last answers may take to leave."""
+_GRACE_S = 0.2
+"""For what clients sent before they heard that this stops: it is still read, and put off."""
 _MOST_HELD = 256
+_MOST_PEERS = 4096
+"""Clients that are told when this stops: those that asked last."""
 _QUEUE = 64
 """Messages of one client that wait to be read; more wait with the client."""
 
@@ -69,6 +74,9 @@ class Front:
         self._held: list[tuple[bytes, Call]] | None = []
         """Calls for models that are not loaded yet, while the daemon starts; None afterwards."""
         self._lock = threading.Lock()
+        self._peers: dict[bytes, None] = {}
+        """Who asked, longest ago first."""
+        self._leaving = False
 
     def start(self) -> None:
         """Read. What asks for a model that is not there waits for `release`, so that a restart is a pause."""
@@ -81,8 +89,21 @@ class Front:
         for who, call in held:
             self._take(who, call)
 
+    def farewell(self) -> None:
+        """Tell all clients that this stops: they keep what they have for the next one. What waits here is put off."""
+        with self._lock:
+            self._leaving = True
+            held, self._held = self._held or [], None
+            peers = list(self._peers)
+        for who in peers:
+            self._send(who, Bye("daemon", 0, "stopping"))
+        for who, call in held:
+            self._send(who, _failed(call, stopping()))
+
     def close(self) -> None:
         """Listen no more. Answers that were given leave within `FLUSH_S`, if the process lives (`sockets.flush`)."""
+        if self._peers and self._thread.is_alive():
+            time.sleep(_GRACE_S)
         with suppress(Closed):
             self._inbox.linger(FLUSH_S)
         self._inbox.close()
@@ -96,7 +117,15 @@ class Front:
             except Closed:
                 return
             if got is not None:
+                self._remember(got.peer)
                 self._take(got.peer, got.message)
+
+    def _remember(self, who: bytes) -> None:
+        with self._lock:
+            self._peers.pop(who, None)
+            self._peers[who] = None
+            if len(self._peers) > _MOST_PEERS:
+                del self._peers[next(iter(self._peers))]
 
     def _take(self, who: bytes, message: object) -> None:
         if not isinstance(message, Call):
@@ -108,14 +137,16 @@ class Front:
                 raise OptionError(f"the daemon knows no {message.method!r}.", "Use the same edgert on both ends.")
             handle(self, who, message)
         except ModelNotServed as error:
-            if not self._hold(who, message):
-                self._answer(who, _failed(message, error))
+            if self._leaving:  # it may just not have come to loading that model
+                self._send(who, _failed(message, stopping()))
+            elif not self._hold(who, message):
+                self._send(who, _failed(message, error))
         except EdgertError as error:
-            self._answer(who, _failed(message, error))
+            self._send(who, _failed(message, error))
         except Exception as error:  # noqa: BLE001 - a fault of ours must reach the caller, and must not end this thread
             _log.exception("an unexpected error in %r", message.method)
             failure = RunFailed(f"the daemon failed in {message.method!r}: {type(error).__name__}: {error}.")
-            self._answer(who, _failed(message, failure))
+            self._send(who, _failed(message, failure))
 
     def _hold(self, who: bytes, call: Call) -> bool:
         """Let a call wait for the end of the start; False when that is past, or too many wait."""
@@ -128,9 +159,9 @@ class Front:
     def _run(self, who: bytes, call: Call) -> None:
         def done(outcome: Result | EdgertError) -> None:
             if isinstance(outcome, EdgertError):
-                self._answer(who, _failed(call, outcome))
+                self._send(who, _failed(call, outcome))
             else:
-                self._answer(who, Answer(call.request, {"receipt": outcome.receipt.to_json()}, dict(outcome)))
+                self._send(who, Answer(call.request, {"receipt": outcome.receipt.to_json()}, dict(outcome)))
 
         self._service.submit(_model(call), own_all(call.values), call.deadline_s, done)
 
@@ -143,17 +174,18 @@ class Front:
                 "outputs": [asdict(value) for value in model.outputs],
                 "optional_inputs": list(model.plan.optional_inputs),
             }
-        self._answer(who, Answer(call.request, facts))
+        self._send(who, Answer(call.request, facts))
 
     def _tell(self, who: bytes, call: Call) -> None:
         dropped = {"malformed": self._inbox.dropped, "keys_refused": self._inbox.refused}
-        self._answer(who, Answer(call.request, {**self._status(), **dropped}))
+        self._send(who, Answer(call.request, {**self._status(), **dropped}))
 
-    def _answer(self, who: bytes, answer: Answer) -> None:
+    def _send(self, who: bytes, message: Answer | Bye) -> None:
         try:
-            self._inbox.answer(who, answer)
+            self._inbox.answer(who, message)
         except WireError as error:
-            self._answer(who, Answer(answer.request, error=errors.to_json(error)))
+            if isinstance(message, Answer):
+                self._send(who, Answer(message.request, error=errors.to_json(error)))
         except (TransportError, errors.Overloaded, Closed) as error:  # its own deadline, or the break, tells the client
             _log.info("an answer was not taken: %s", error.message)
 
@@ -173,7 +205,7 @@ def _model(call: Call) -> str:
 
 
 def _failed(call: Call, error: EdgertError) -> Answer:
-    return Answer(call.request, error=errors.to_json(error))
+    return Answer(call.request, {STOPPING: True} if isinstance(error, Closed) else {}, error=errors.to_json(error))
 
 
 def _make_folder(endpoint: str) -> None:

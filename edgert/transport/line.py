@@ -1,7 +1,8 @@
 """A client's connection: calls go out, answers come back, and what nobody will answer any more ends in a typed error.
 
 It is known which calls the other end has seen: when the connection breaks, these end in `PeerUnreachable` at once,
-since they may or may not have run. Calls that could not be sent wait for the next connection, until their deadline.
+since they may or may not have run. Calls that could not be sent wait for the next connection, until their deadline; so
+do those that an end which is stopping did not take any more, and all others once it has said so.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from edgert.errors import Closed, DeadlineExceeded, EdgertError, PeerUnreachable, WireError, from_json
 from edgert.tensor import Data
 from edgert.transport.keys import KeyPair
-from edgert.transport.messages import Answer, Call, Descriptor
+from edgert.transport.messages import STOPPING, Answer, Bye, Call, Descriptor
 from edgert.transport.sockets import Outbox
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ class _Pending:
     limit_s: float
     future: Future[Answer] = field(default_factory=Future)
     sent: bool = False
+    refusal: EdgertError | None = None
+    """Why the other end, which was stopping, did not take it."""
 
 
 class Line:
@@ -48,7 +51,7 @@ class Line:
         self.endpoint = endpoint
         self._lock = threading.Lock()
         self._pending: dict[int, _Pending] = {}
-        self._closed = False
+        self._closed = self._stopping = False
         self._breaks = self._outbox.breaks
         self._thread = threading.Thread(target=self._serve, name=f"edgert client of {endpoint}", daemon=True)
         self._thread.start()
@@ -93,8 +96,10 @@ class Line:
             self._thread.join()
 
     def _try(self, pending: _Pending) -> None:
-        """Send it if there is a connection."""
-        pending.sent = True
+        """Send it if there is a connection, to an end that takes it."""
+        pending.sent = not self._stopping
+        if self._stopping:
+            return
         try:
             self._outbox.send(pending.call)
         except PeerUnreachable:
@@ -132,16 +137,31 @@ class Line:
         return min(tick_s, max(0.0, first_s - time.monotonic()))
 
     def _take(self, message: object) -> None:
+        if isinstance(message, Bye):
+            self._stopping = True
+            return
         if not isinstance(message, Answer):
             _log.warning("%s sent a %s, which is no answer", self.endpoint, type(message).__name__)
             return
         if message.error is not None:
-            self._settle(message.request, from_json(message.error))
+            error = from_json(message.error)
+            if message.facts.get(STOPPING) is True:
+                self._put_off(message.request, error)
+            else:
+                self._settle(message.request, error)
             return
         try:
             self._settle(message.request, Answer(message.request, message.facts, own_all(message.values)))
         except WireError as error:
             self._settle(message.request, error)
+
+    def _put_off(self, request: int, refusal: EdgertError) -> None:
+        """Keep a call, which has not run, for the next connection."""
+        with self._lock:
+            self._stopping = True
+            pending = self._pending.get(request)
+            if pending is not None:
+                pending.sent, pending.refusal = False, refusal
 
     def _notice_breaks(self) -> None:
         breaks = self._outbox.breaks
@@ -150,6 +170,7 @@ class Line:
         self._breaks = breaks
         self._drain(self._outbox.receive(0.0))  # answers that came before the end
         with self._lock:
+            self._stopping = False
             lost = [number for number, each in self._pending.items() if each.sent]
         for number in lost:
             self._settle(number, PeerUnreachable(
@@ -183,6 +204,8 @@ class Line:
                 f"{self.endpoint} did not answer {method!r} within {limit_s:g} s.",
                 "Give it more time, or look at its status.", deadline_s=limit_s,
             )  # fmt: skip
+        if pending.refusal is not None:
+            return pending.refusal
         return PeerUnreachable(
             f"nobody answers at {self.endpoint} (waited {limit_s:g} s).",
             "Is the daemon running, and may this user use its socket? See `systemctl status edgert` and `ls -l`.",

@@ -6,6 +6,7 @@
 | Prepare, Prepared, Refused | caller <-> executor | get a segment ready; it is; it cannot be |
 | Route | caller -> executor | where each segment's outputs go, once for many requests |
 | Work, Done, Failed | caller -> executor -> executor -> caller | run a segment; the outputs; what went wrong |
+| Soon | executor -> executor | a `Work` will come, since the run that makes its values began |
 | Free | reader -> owner | slots that were read and may be used again |
 | Heartbeat | executor -> caller | alive, what runs since when, what waits |
 | Cancel, Drain, Bye | either way | stop one request; take no more; gone |
@@ -25,6 +26,9 @@ from edgert.tensor import Data, DType
 
 Facts: TypeAlias = Mapping[str, Any]
 """JSON: what the two ends agree on beyond the fields here."""
+STOPPING = "stopping"
+"""Among the facts of an `Answer` with an error, true: the call has not run, since this end is stopping; the next one at
+the same endpoint may take it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +178,15 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Soon:
+    """The run began whose outputs come in a `Work`: its reader may be awake by then. A hint, which may be lost."""
+
+    route: int
+    segment: str
+    """The reader's."""
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """Outputs for the caller."""
 
@@ -274,12 +287,12 @@ class Answer:
     facts: Facts = field(default_factory=dict)
     values: Mapping[str, Carried] = field(default_factory=dict)
     error: Facts | None = None
-    """`errors.to_json` when it failed; the other fields are then empty."""
+    """`errors.to_json` when it failed; the other fields are then empty, but for `STOPPING`."""
 
 
 Message: TypeAlias = (
-    Hello | Welcome | Prepare | Prepared | Refused | Route | Work | Done | Failed | Free | Heartbeat | Cancel | Drain
-    | Bye | Call | Answer
+    Hello | Welcome | Prepare | Prepared | Refused | Route | Work | Soon | Done | Failed | Free | Heartbeat | Cancel
+    | Drain | Bye | Call | Answer
 )  # fmt: skip
 
 
