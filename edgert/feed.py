@@ -120,17 +120,26 @@ def _convert(given: Any, value: Value) -> Data:
             raise InputError(f"input {value.name!r} is a map, not a {type(given).__name__}.", "Pass a dict.")
         return dict(given)
     array = _tensor(given, value)
-    if value.shape is not None and value.kind == "tensor":
+    if value.shape is not None and value.kind in ("tensor", "optional"):
         _check_shape(array, value.name, value.shape)
     return array
 
 
 def _tensor(given: Any, value: Value) -> Array:
-    try:
-        array = from_foreign(given)
-    except (ValueError, TypeError, BufferError, RuntimeError) as error:
+    if given is None:
+        raise MissingInput(f"input {value.name!r} is None.", f"The model wants {value}.")
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
         raise InputError(
-            f"input {value.name!r} cannot be read as an array: {error}.", f"The model wants {value}."
+            f"input {value.name!r} is a masked array, and a model knows no masked elements.",
+            "Say what stands in their place, with array.filled(value).",
+        )
+    texts = value.dtype == "string" and isinstance(given, list | tuple)
+    try:
+        array = np.array(given, dtype=object) if texts else from_foreign(given)  # numpy makes texts of numbers
+    except Exception as error:  # objects of other libraries may raise anything
+        raise InputError(
+            f"input {value.name!r} cannot be read as an array: {type(error).__name__}: {error}.",
+            f"The model wants {value}.",
         ) from error
     if value.dtype is None:
         return np.ascontiguousarray(array) if array.ndim else array
@@ -180,27 +189,37 @@ def _texts(array: Array, value: Value, loose: bool) -> Array:
         return np.empty(array.shape, dtype=object)
     if dtype_of(array) != "string":
         raise _wrong_dtype(array, value)
-    objects = array.astype(object, copy=False)
-    if all(type(item) is str for item in objects.flat):
-        return objects
     texts = np.empty(array.shape, dtype=object)
-    for index, item in np.ndenumerate(objects):
+    for index, item in np.ndenumerate(array):
         if not isinstance(item, str | bytes):
-            raise InputError(f"input {value.name!r} holds a {type(item).__name__} in place of text.", "Pass str.")
+            raise InputError(f"input {value.name!r} holds {_kind(item)} in place of text.", "Pass str.")
         try:
-            texts[index] = item.decode() if isinstance(item, bytes) else str(item)
-        except UnicodeDecodeError as error:
-            raise InputError(f"input {value.name!r} holds bytes that are no UTF-8: {error}.", "Pass str.") from error
+            text = item.decode() if isinstance(item, bytes) else str(item)
+            text.encode()  # half a surrogate pair has no bytes
+        except UnicodeError as error:
+            raise InputError(f"input {value.name!r} holds what is no UTF-8: {error}.", "Pass str.") from error
+        texts[index] = text
     return texts
 
 
 def _wrong_dtype(array: Array, value: Value) -> DtypeMismatch:
     got = dtype_of(array)
+    said, remedy = f"dtype {got}", f"; convert on purpose, with array.astype({value.dtype!r})"
+    others = [item for item in array.flat if not isinstance(item, str | bytes)] if array.dtype.hasobject else []
+    if others:
+        said, remedy = f"dtype object (it holds {_kind(others[0])})", ""
+    elif value.dtype == "string":
+        remedy = "; convert on purpose, with array.astype(str)"
     return DtypeMismatch(
-        f"input {value.name!r}: dtype {got} does not fit {value.dtype}.",
-        f"The model wants {value}; convert on purpose, with array.astype({value.dtype!r}).",
+        f"input {value.name!r}: {said} does not fit {value.dtype}.",
+        f"The model wants {value}{remedy}.",
         name=value.name, got=got, expected=value.dtype,
     )  # fmt: skip
+
+
+def _kind(thing: Any) -> str:
+    name = type(thing).__name__
+    return f"an {name}" if name[:1].lower() in "aeiou" else f"a {name}"
 
 
 def _check_shape(array: Array, name: str, shape: Shape) -> None:

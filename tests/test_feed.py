@@ -251,3 +251,45 @@ def test_bfloat16_lists_are_rounded_as_near_as_it_gets():
 
 def test_an_input_of_unknown_type_and_shape_takes_any_array():
     assert Feeder([Value("x", None, None)])({"x": np.zeros((2, 2), np.int8)})["x"].dtype == np.int8
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [(None, MissingInput, "is None"), ([None, None], DtypeMismatch, "NoneType"), (iter([1]), DtypeMismatch, "iterator"),
+     (np.array([1, "a"], object), DtypeMismatch, "object .it holds an int"), ({1}, DtypeMismatch, "a set")],
+)  # fmt: skip
+def test_what_is_no_array_is_called_what_it_is(given, error, words):
+    with pytest.raises(error, match=words):
+        one()({"x": given})
+
+
+def test_masked_elements_are_never_taken_for_numbers():
+    with pytest.raises(InputError, match=r"masked array.+filled"):
+        one()({"x": np.ma.masked_array(ARRAY, ARRAY > 2)})
+    assert np.array_equal(one()({"x": np.ma.masked_array(ARRAY)})["x"], ARRAY)
+
+
+def test_whatever_an_object_raises_is_an_input_error():
+    class Worse:
+        def __array__(self, *args, **keywords):
+            raise KeyError("boom")
+
+    with pytest.raises(InputError, match="'x' cannot be read as an array: KeyError: 'boom'"):
+        one()({"x": Worse()})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [(["a", 3], "an int"), (["a", None], "a NoneType"), (["a", "b\ud800"], "no UTF-8"), ([b"a", b"\xff"], "no UTF-8")],
+)
+def test_texts_are_texts_that_every_library_can_hold(given, words):
+    with pytest.raises(InputError, match=words):
+        one("string", (2,))({"x": given})
+
+
+def test_an_optional_tensor_has_its_shape_checked():
+    feed = one("float32", (4,), "optional")
+    assert feed({"x": None})["x"] is None
+    assert feed({"x": np.zeros(4, np.float32)})["x"].shape == (4,)
+    with pytest.raises(ShapeMismatch, match="axis 0 is 5, 4 expected"):
+        feed({"x": np.zeros(5, np.float32)})
