@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from edgert import errors
     from edgert.client import Client, connect
     from edgert.devices.probe import probe
+    from edgert.loading import load
     from edgert.machine import Device, Machine
-    from edgert.model import Model, load
+    from edgert.model import Model
     from edgert.plan import Plan, Receipt, Tolerance
     from edgert.profile import Target
     from edgert.result import Result
@@ -55,7 +56,7 @@ _HOMES = {  # public name -> module that defines it
     "Target": "edgert.profile",
     "Tolerance": "edgert.plan",
     "connect": "edgert.client",
-    "load": "edgert.model",
+    "load": "edgert.loading",
     "probe": "edgert.devices.probe",
 }
 

@@ -27,9 +27,9 @@ from edgert.devices.backend import Source
 from edgert.devices.remote import Remote, RemoteRunnable
 from edgert.errors import EdgertError
 from edgert.formats import ModelFile, open_model
+from edgert.loading import load as load_model
 from edgert.machine import Device, Machine
 from edgert.model import Model
-from edgert.model import load as load_model
 from edgert.plan import Plan, Tolerance
 from edgert.planning.candidates import candidates
 from edgert.profile import Outcome, Row, Target

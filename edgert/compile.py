@@ -11,8 +11,8 @@ from edgert.bundle import Bundle
 from edgert.devices import probe as probing
 from edgert.errors import OptionError
 from edgert.execution.segments import tidied_path
+from edgert.loading import load, wish_of
 from edgert.machine import Machine
-from edgert.model import load, wish_of
 from edgert.plan import Objective, Plan, Tolerance
 from edgert.planning.artefacts import open_artefact
 from edgert.planning.offline import plan_from_profile, profile_of
