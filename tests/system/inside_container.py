@@ -4,6 +4,7 @@ inside_container.py ask NAME            one request; its receipt and outputs
 inside_container.py status
 inside_container.py stream NAME N       N threads ask until /share/stop is there; one line for each outcome
 inside_container.py until NAME          asks until it is answered; seconds since the start of this program
+inside_container.py load FILE           the library itself: its plan, then a line for each run until /share/stop
 """
 
 from __future__ import annotations
@@ -61,9 +62,22 @@ def until(name: str) -> None:
     tell({"seconds": time.monotonic() - started_s, **got})
 
 
+def load(path: str) -> None:
+    with edgert.load(path, budget_s=2) as model:
+        tell({"targets": [*map(str, model.plan.targets)], "fallbacks": [*map(str, model.plan.fallbacks)]})
+        sample = zeros(model.inputs)
+        assert sample is not None
+        while not STOP.exists():
+            result = model.run(sample)
+            outputs = {key: value.tolist() for key, value in result.items()}
+            tell({"receipt": result.receipt.to_json(), "outputs": outputs})
+
+
 def main() -> None:
     what, *rest = sys.argv[1:]
-    if what == "stream":
+    if what == "load":
+        load(rest[0])
+    elif what == "stream":
         stream(rest[0], int(rest[1]))
     elif what == "until":
         until(rest[0])

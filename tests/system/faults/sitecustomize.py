@@ -1,12 +1,15 @@
-"""Faults of a backend, on demand: on PYTHONPATH of the daemon under test it makes LiteRT hang, dawdle or fail.
+"""Faults of a backend, on demand: on PYTHONPATH of the program under test it makes LiteRT hang, dawdle or fail.
 
-/run/faults/hang     a run does not come back while this is there
-/run/faults/slow     a run takes this many seconds longer
-/run/faults/lost     a run on the planned target fails, as when its device is gone; a fallback's does not
+In the folder FAULTS (else /run/faults):
+
+hang     a run does not come back while this is there
+slow     a run takes this many seconds longer
+lost     a run on the planned target fails, as when its device is gone; a fallback's does not
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,7 +20,7 @@ sys.path.insert(0, "/usr/lib/edgert")
 from edgert.devices import litert
 from edgert.errors import DeviceLost
 
-FAULTS = Path("/run/faults")
+FAULTS = Path(os.environ.get("FAULTS", "/run/faults"))
 _run = litert.Prepared.run
 
 
