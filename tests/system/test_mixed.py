@@ -1,6 +1,7 @@
-"""One model over real backends at once: ONNX Runtime, OpenVINO, the software GPU and the NPU library.
+"""Real backends at once: ONNX Runtime, OpenVINO, LiteRT, the software GPU and the NPU library.
 
-LiteRT reads TFLite alone, and the others here ONNX, so no one model can run on it beside them.
+LiteRT reads TFLite alone, and the GPU and the NPU here ONNX, so it takes two models: one over four targets, one over
+two, which share the executor of the CPU.
 """
 
 from __future__ import annotations
@@ -12,20 +13,25 @@ import signal
 import numpy as np
 import pytest
 
+from edgert import data, samples
 from edgert.devices import backend
 from edgert.devices.backend import Source
 from edgert.devices.probe import glance
+from edgert.execution import fleet as fleets
 from edgert.execution.fleet import Fleet
 from edgert.execution.limits import Limits
 from edgert.execution.start import start
 from edgert.formats import open_model
 from edgert.machine import Reach
+from edgert.partitioner.blocks import blocks_of
 from edgert.plan import Instance, Plan, Segment, Verification
 from edgert.profile import Target
 from tests.devices.sources import reached
 
 PATIENT = Limits(fewest_hang_s=30.0, lapse_s=30.0, backoff_s=0.01)
 CPU = Target("onnxruntime", "cpu:0", "f32", 1)
+CORE = min(os.sched_getaffinity(0))
+"""Of the one executor that runs the CPU segments of both models."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +61,39 @@ def network(tmp_path_factory):
 
 
 @pytest.fixture
-def mixed(network, tmp_path):
+def executors(monkeypatch):
+    """The executors of the process, with limits that a loaded machine keeps."""
+    monkeypatch.setattr(fleets, "Fleet", lambda: Fleet(PATIENT))
+
+
+@pytest.fixture
+def digits(executors, tmp_path):
+    """A .tflite over LiteRT and OpenVINO, block by block in turn."""
+    for package in ("openvino", "ai_edge_litert"):
+        pytest.importorskip(package)
+    file = open_model(data.path("digits_f32.tflite"))
+    graph, machine = file.graph, glance()
+    blocks = [tuple(graph.nodes[index].name for index in block.nodes) for block in blocks_of(graph)]
+    targets = [Target(("litert", "openvino")[number % 2], "cpu:0", "f32", 1) for number in range(len(blocks))]
+    index = {node.name: number for number, node in enumerate(graph.nodes)}
+    segments = tuple(
+        Segment(target, nodes, *graph.boundary(frozenset(index[name] for name in nodes)))
+        for target, nodes in zip(targets, blocks, strict=True)
+    )
+    crossing = dict.fromkeys(name for segment in segments for name in (*segment.inputs, *segment.outputs))
+    plan = Plan(
+        file.digest, machine.fingerprint, {}, "latency", "own", "tflite", "f32", graph.inputs, graph.outputs, segments,
+        tuple(Instance(number, (CORE,)) for number in range(len(segments))), fallbacks=(targets[1],),
+        verification=Verification("onnx"), values=tuple(graph.values[name] for name in crossing),
+    )  # fmt: skip
+    source = Source(file.path, "tflite", graph.inputs, graph.outputs, "f32")
+    pipeline = start(plan, source, machine, tmp_path / "digits")
+    yield pipeline, source, machine
+    pipeline.close()
+
+
+@pytest.fixture
+def mixed(network, executors, tmp_path):
     """The network over two CPU backends, the GPU and the NPU; three fallbacks."""
     gpu, npu = reached("gpu", "webgpu"), reached("npu", "qnn")
     pytest.importorskip("openvino")
@@ -76,11 +114,11 @@ def mixed(network, tmp_path):
     )
     plan = Plan(
         file.digest, machine.fingerprint, {}, "latency", "own", "onnx", "f32", graph.inputs, graph.outputs, segments,
-        tuple(Instance(number) for number in range(4)), fallbacks=(Target("openvino", "cpu:0", "f32", 1), CPU),
+        tuple(Instance(number, (CORE,)) for number in range(4)), fallbacks=(Target("openvino", "cpu:0", "f32", 1), CPU),
         verification=Verification("onnx"), values=tuple(graph.values[name] for name in names),
     )  # fmt: skip
     source = Source(network, "onnx", graph.inputs, graph.outputs, "f32")
-    pipeline = start(plan, source, machine, tmp_path, fleet=Fleet(PATIENT))
+    pipeline = start(plan, source, machine, tmp_path / "network")
     yield pipeline, source, machine
     pipeline.close()
 
@@ -108,3 +146,31 @@ def test_one_model_runs_on_cpu_gpu_and_npu_at_once_and_survives_the_loss_of_each
         os.kill(next(each.pid for each in pipeline.members() if each.place.device == device), signal.SIGKILL)
         assert all(one.reason == "" or one.targets[0].device == "cpu:0" for one in check())
     assert any(event.kind == "lost" for event in pipeline.events())
+
+
+def test_three_cpu_libraries_a_gpu_and_an_npu_work_at_once(mixed, digits):
+    right, feeds = {}, {}
+    for name, (pipeline, source, machine) in (("network", mixed), ("digits", digits)):
+        target = pipeline.plan.fallbacks[-1]
+        alone = backend(target.backend).prepare(source, target, machine.device("cpu:0"))
+        feeds[name] = [samples.synthesise(open_model(source.path).graph, seed=seed)[0] for seed in range(8)]
+        right[name] = [alone.run(each) for each in feeds[name]]
+        alone.close()
+    futures = [
+        (name, number, pipeline.submit(feeds[name][number], lambda made: made))
+        for number in range(8)
+        for name, (pipeline, *_) in (("network", mixed), ("digits", digits))
+    ]
+    seen = set()
+    for name, number, future in futures:
+        made = future.result(120)
+        assert made.reason == ""
+        seen |= {(target.backend, target.variant, target.device) for target in made.targets}
+        for output, expected in right[name][number].items():
+            np.testing.assert_allclose(made.outputs[output], expected, atol=1e-3 * max(np.ptp(expected), 1e-3))
+    assert seen == {
+        ("onnxruntime", "", "cpu:0"), ("openvino", "", "cpu:0"), ("litert", "", "cpu:0"),
+        ("onnxruntime", "webgpu", "gpu:0"), ("onnxruntime", "qnn", "npu:0"),
+    }  # fmt: skip
+    shared = set(mixed[0].members()) & set(digits[0].members())
+    assert [each.place.device for each in shared] == ["cpu:0"]
