@@ -165,6 +165,13 @@ def test_a_free_image_gets_the_size_that_the_dense_layer_behind_it_needs() -> No
     assert shape_of(synthesise(graph)[0]["x0"]) == (1, 3, 224, 224)
 
 
+def test_tokens_come_sixteen_at_a_time_whatever_the_exporter_calls_their_axes() -> None:
+    table = constant("table", np.zeros((7, 4), np.float32))
+    nodes = [Node("a", "Gather", ("table", "ids"), ("out",))]
+    sample = synthesise(graph_of(nodes, [Value("ids", "int64", ("s77", "s27"))], [table]))[0]
+    assert sample["ids"].shape == (1, 16)  # type: ignore[union-attr]  # an array
+
+
 def test_one_name_has_one_size_and_the_caller_decides() -> None:
     nodes = [Node("a", "Add", ("x0", "x1"), ("y",))]
     graph = graph_with_free(("batch", "length"), ("batch", "length"), nodes=nodes, constants=[])

@@ -298,6 +298,7 @@ def first_plan(assignment: Assignment) -> Plan:
 
     Raises:
         ModelUnsupported: no CPU target runs the model.
+        InputError: some prepare it, and refuse the user's samples.
     """
     source = assignment.source
     found = candidates(source, assignment.machine, assignment.wish.precision, assignment.wish.targets)
@@ -307,12 +308,14 @@ def first_plan(assignment: Assignment) -> Plan:
     if _takes_turns(assignment):
         return _streamed(assignment, found, course, lambda message: assignment.progress(message, 1.0))
     rows: list[Row] = []
+    trials: list[Trial] = []
     with Trials(course) as work:
         instead = mixed(source, [Row(target, "refused") for target in found.targets])
         for target in (*found.targets, *instead, *resort):
             if not target.device.startswith("cpu") and assignment.wish.targets is None:
                 continue
-            row = work.run([target])[0].row
+            trial = work.run([target])[0]
+            row = trial.row
             if row.outcome == "ok":
                 others = unproven(row.target, rows, found, source.precision)
                 choice = Choice(
@@ -323,6 +326,12 @@ def first_plan(assignment: Assignment) -> Plan:
                 last = resort[:1] if row.target not in resort else []
                 return replace(plan, fallbacks=(*(other.target for other in others), *last))
             rows.append(row)
+            trials.append(trial)
+            if trial.prepared and not samples:
+                break  # the others would say as little
+    if any(trial.prepared for trial in trials):
+        plan = _untried(assignment, trials, found)
+        return replace(plan, fallbacks=tuple(dict.fromkeys((*plan.fallbacks, *resort[:1]))))
     reasons = "; ".join(f"{row.target}: {row.reason}" for row in rows) or "no backend reads this format"
     raise ModelUnsupported(
         f"{source.path}: no CPU target runs this model ({reasons}).", "`edgert probe` shows what would add a backend."

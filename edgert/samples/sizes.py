@@ -61,6 +61,8 @@ class _Axis:
         rank = len(self.value.shape or ())
         if rank == 4 and self.axis > 0:  # an image; its channels are free only where they come first
             return 3 if self.axis == 1 and (self.value.shape or ())[3] not in (1, 3, 4) else 64
+        if rank == 2 and self.axis == 1 and "int" in (self.value.dtype or ""):  # tokens, whatever an exporter calls it
+            return 16
         return 16 if rank in (3, 5) and self.axis == rank - 2 else 1
 
 
