@@ -91,6 +91,18 @@ class FairQueue(Generic[Item]):
         """Of those that wait, highest first."""
         return sorted(self._equals, reverse=True)
 
+    def highest(self) -> int:
+        """The highest priority that waits.
+
+        Raises:
+            ValueError: nobody waits.
+        """
+        return max(self._equals)
+
+    def above(self, priority: int) -> int:
+        """How many wait of higher priorities."""
+        return sum(len(equals.heap) for own, equals in self._equals.items() if own > priority)
+
     def pop(self, priority: int | None = None) -> Item:
         """Whose turn it is.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -122,7 +123,9 @@ class Pipeline:
         with self._lock:
             self._check_open()
             if self._workers is None:
-                self._workers = Workers(self._current.width, self._source.path.name)
+                current = self._current
+                threads = max(_cores_of(target) for target in current.targets)
+                self._workers = Workers(current.width, self._source.path.name, threads=threads)
             workers = self._workers
         return workers.submit(lambda: self._work(inputs, finish), deadline_s=deadline_s, priority=priority)
 
@@ -258,3 +261,10 @@ def verified_targets(plan: Plan) -> frozenset[Target]:
     if plan.verification.reference == "onnx":
         found |= {target for target in plan.fallbacks if target.backend == EVALUATOR}
     return frozenset(found)
+
+
+def _cores_of(target: Target) -> int:
+    """Cores that a run takes."""
+    if not target.device.startswith("cpu"):
+        return 1  # that waits for the device
+    return target.threads or os.cpu_count() or 1

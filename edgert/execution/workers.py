@@ -2,49 +2,62 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from edgert.errors import Closed, DeadlineExceeded, Overloaded
+from edgert.execution.fair import FairQueue
+from edgert.execution.precedence import SHARED, Precedence
 
 Answer = TypeVar("Answer")
 MOST_WAITING = 256
 """Requests of one model that may wait; one more is refused."""
 
 
-@dataclass(order=True, slots=True)
+@dataclass(slots=True)
 class _Task:
-    key: tuple[int, int]
-    """Higher priority first, then first come."""
-    work: Callable[[], Any] = field(compare=False)
-    future: Future[Any] = field(compare=False)
-    until_s: float | None = field(compare=False)
-    deadline_s: float | None = field(compare=False)
+    work: Callable[[], Any]
+    future: Future[Any]
+    priority: int
+    until_s: float | None
+    deadline_s: float | None
 
 
 class Workers:
     """Thread-safe. A future can be cancelled until its work begins."""
 
-    def __init__(self, width: int, name: str, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(
+        self, width: int, name: str, most_waiting: int = MOST_WAITING, *, threads: int = 1,
+        precedence: Precedence = SHARED,
+    ) -> None:  # fmt: skip
         """Args:
         width: threads, started when first needed.
         name: of the model, for messages.
         most_waiting: tasks that may wait beside those at work.
+        threads: cores that one task takes.
+        precedence: among models that share those cores.
         """
-        self._width, self._name, self._most_waiting = width, name, most_waiting
-        self._condition = threading.Condition()
-        self._tasks: list[_Task] = []
-        self._count = itertools.count()
+        self._width, self._name, self._most_waiting, self.threads = width, name, most_waiting, threads
+        self._precedence = precedence
+        self._condition = threading.Condition(precedence.lock)
+        self._tasks: FairQueue[_Task] = FairQueue()
+        self._at_work: Counter[int] = Counter()
+        """Tasks that run, by priority."""
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._closed = False
         self._mean_s = 0.0
+        precedence.join(self)
+
+    def cores_above(self, priority: int) -> int:
+        """See `precedence.Party`."""
+        running = sum(count for own, count in self._at_work.items() if own > priority)
+        return min(self._width, running + self._tasks.above(priority)) * self.threads
 
     def submit(
         self, work: Callable[[], Answer], *, deadline_s: float | None = None, priority: int = 0
@@ -55,7 +68,7 @@ class Workers:
             work: what to do.
             deadline_s: seconds from now; what has not begun by then ends with `DeadlineExceeded`, and so does an
                 answer that comes later.
-            priority: higher goes first.
+            priority: higher goes first, but for a tenth of the time.
 
         Raises:
             Overloaded: too many wait, or the answer would come after the deadline, by what was measured.
@@ -67,7 +80,8 @@ class Workers:
                 raise Closed(f"the model {self._name} was closed.", "Load it again.")
             self._admit(deadline_s)
             until_s = None if deadline_s is None else time.monotonic() + deadline_s
-            heapq.heappush(self._tasks, _Task((-priority, next(self._count)), work, future, until_s, deadline_s))
+            self._tasks.put(_Task(work, future, priority, until_s, deadline_s), self._name, self._mean_s, priority)
+            self._precedence.come(priority)
             if self._idle >= len(self._tasks):
                 self._condition.notify()
             elif len(self._threads) < self._width:
@@ -83,6 +97,7 @@ class Workers:
             self._condition.notify_all()
         for thread in self._threads:
             thread.join()
+        self._precedence.leave(self)
 
     def _admit(self, deadline_s: float | None) -> None:
         waiting = len(self._tasks)
@@ -98,16 +113,31 @@ class Workers:
             )  # fmt: skip
 
     def _loop(self) -> None:
-        while True:
-            with self._condition:
-                while not self._tasks:
+        while (task := self._next()) is not None:
+            try:
+                self._do(task)
+            finally:
+                with self._condition:
+                    self._at_work[task.priority] -= 1
+                    self._precedence.go(task.priority)
+
+    def _next(self) -> _Task | None:
+        """The next task, once its turn came; None when closed and done."""
+        with self._condition:
+            since_s = 0.0
+            while True:
+                if not self._tasks:
                     if self._closed:
-                        return
+                        return None
                     self._idle += 1
                     self._condition.wait()
                     self._idle -= 1
-                task = heapq.heappop(self._tasks)
-            self._do(task)
+                    continue
+                since_s = since_s or time.monotonic()
+                if not self._precedence.wait(self, self._tasks.highest(), since_s, self._mean_s):
+                    task = self._tasks.pop()
+                    self._at_work[task.priority] += 1
+                    return task
 
     def _do(self, task: _Task) -> None:
         if not task.future.set_running_or_notify_cancel():

@@ -8,6 +8,8 @@ import time
 import pytest
 
 from edgert.errors import Closed, DeadlineExceeded, Overloaded
+from edgert.execution import precedence
+from edgert.execution.precedence import Precedence
 from edgert.execution.workers import Workers
 
 
@@ -19,7 +21,7 @@ def gate():
     opened.set()
 
 
-def held(workers, gate):
+def held(workers, gate, priority=0):
     """Keep the one thread busy; returns when it is."""
     begun = threading.Event()
 
@@ -27,7 +29,7 @@ def held(workers, gate):
         begun.set()
         gate.wait(60)
 
-    future = workers.submit(work)
+    future = workers.submit(work, priority=priority)
     assert begun.wait(60)
     return future
 
@@ -105,4 +107,71 @@ def test_an_error_comes_out_of_its_own_future_and_the_thread_goes_on():
     with pytest.raises(ZeroDivisionError):
         workers.submit(lambda: 1 / 0).result(60)
     assert workers.submit(lambda: 2).result(60) == 2
+    workers.close()
+
+
+@pytest.fixture
+def parties():
+    """Models that share so many cores; closed with the test."""
+    made = []
+
+    def make(cores, *threads):
+        shared = Precedence(cores)
+        made.extend(
+            Workers(1, f"model {number}", threads=each, precedence=shared) for number, each in enumerate(threads)
+        )
+        return made
+
+    yield make
+    for workers in made:
+        workers.close()
+
+
+def test_a_request_waits_for_higher_ones_of_other_models(parties, gate, monkeypatch):
+    monkeypatch.setattr(precedence, "_LEAST_S", 100.0)  # it may be held back for longer than the test takes
+    (one, other), order = parties(2, 2, 1), []
+    held(one, gate, priority=1)
+    low = other.submit(lambda: order.append("low"))
+    high = one.submit(lambda: order.append("high"), priority=1)
+    assert not other._at_work.total()
+    gate.set()
+    high.result(60)
+    low.result(60)
+    assert order == ["high", "low"]
+
+
+def test_a_request_is_held_back_for_a_while_and_not_for_ever(parties, gate):
+    one, other = parties(2, 2, 1)
+    held(one, gate, priority=1)
+    assert other.submit(lambda: "low").result(60) == "low"
+
+
+def test_cores_that_higher_requests_leave_free_are_used(parties, gate, monkeypatch):
+    monkeypatch.setattr(precedence, "_LEAST_S", 100.0)
+    one, other = parties(3, 2, 1)
+    held(one, gate, priority=1)
+    assert other.submit(lambda: "low").result(60) == "low"
+
+
+def test_a_higher_request_is_not_held_back_with_a_lower_one_of_its_model(parties, gate, monkeypatch):
+    monkeypatch.setattr(precedence, "_LEAST_S", 100.0)
+    one, other = parties(2, 2, 1)
+    held(one, gate, priority=1)
+    low = other.submit(lambda: "low")
+    assert other.submit(lambda: "highest", priority=2).result(60) == "highest"
+    assert not low.done()
+    gate.set()
+    assert low.result(60) == "low"
+
+
+def test_the_lowest_requests_of_a_model_are_not_starved(gate):
+    workers, order = Workers(1, "model"), []
+    workers.submit(lambda: time.sleep(0.001)).result(60)  # so that it is known what one costs
+    held(workers, gate)
+    workers.submit(lambda: order.append("low"), priority=-1)
+    futures = [workers.submit(lambda: order.append("high"), priority=1) for _ in range(100)]
+    gate.set()
+    for future in futures:
+        future.result(60)
+    assert 5 < order.index("low") < 20
     workers.close()
