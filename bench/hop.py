@@ -267,7 +267,7 @@ def _checked(ready_s: float, got: float, number: int) -> float:
 
 
 def _summary(way: str, size: int, times_s: Sequence[float]) -> Hop:
-    tenths = statistics.quantiles(times_s, n=10)
+    tenths = statistics.quantiles(times_s, n=10, method="inclusive")
     return Hop(way, size, 1e6 * statistics.median(times_s), 1e6 * tenths[0], 1e6 * tenths[-1], len(times_s))
 
 

@@ -15,28 +15,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 from edgert import errors
 from edgert.devices.backend import RunsInto
 from edgert.errors import DeadlineExceeded, EdgertError, Garbage, Overloaded, RunFailed
 from edgert.execution.arrivals import Arrivals, Job, release
+from edgert.execution.attention import Attention
 from edgert.execution.checks import check_values
 from edgert.execution.fair import FairQueue
 from edgert.execution.guests import Guests
 from edgert.execution.mail import Mail, open_values
+from edgert.execution.outgoing import Outgoing
 from edgert.execution.preparer import PreparedSegment, Preparer
 from edgert.machine import Device, Reach, device_from_json
-from edgert.tensor import Array, Data, DType, numpy_dtype
+from edgert.tensor import Data
 from edgert.transport import notify
 from edgert.transport.messages import (
     Answer,
     Bye,
     Call,
     Cancel,
-    Done,
     Drain,
     Failed,
     Free,
@@ -48,10 +48,11 @@ from edgert.transport.messages import (
     Prepared,
     Route,
     Running,
+    Soon,
     Welcome,
     Work,
 )
-from edgert.transport.shm import Slot
+from edgert.transport.port import Lookout
 
 _log = logging.getLogger(__name__)
 _LEAST_BEAT_S, _MOST_BEAT_S = 0.01, 10.0
@@ -77,14 +78,16 @@ class Executor:
         self._most_waiting = most_waiting
         self._segments: dict[str, PreparedSegment] = {}
         self._arrivals = Arrivals(mail)
+        self._attention = Attention()
         self._preparer = Preparer(device, mail.wake)
         self._waiting: FairQueue[Job] = FairQueue()
         self._callers: dict[str, Hello] = {}
         self._draining = threading.Event()
         self._running: tuple[Running, float] | None = None
         self._stopped = threading.Event()
-        self._slots: dict[str, Slot] = {}
-        """Where the run that goes on writes its outputs."""
+        self._outgoing = Outgoing(mail)
+        self._latest: dict[str, Job] = {}
+        """The last one of each segment, to rehearse the next one with."""
         self._guests = Guests(device, reaches, self._preparer.unpacked)
 
     @property
@@ -125,7 +128,7 @@ class Executor:
         """Everything that lies in the inbox; waits for something only when there is nothing to run."""
         wait_s = 0.0 if self._waiting else None
         while True:
-            received = self._mail.receive(wait_s)
+            received = self._mail.receive(wait_s, self._lookout() if wait_s is None else None)
             for reply, answer, segment in self._preparer.results():
                 if segment is not None and isinstance(answer, Prepared):
                     self._hold(answer.segment, segment, reply)
@@ -134,8 +137,10 @@ class Executor:
                 self._forget(endpoint)
             if received is None:
                 return
-            wait_s = 0.0
             self._take(*received)
+            if wait_s is None and self._waiting:
+                return  # nothing ran: what comes just now can wait for this one as it would have a moment later
+            wait_s = 0.0
 
     def _take(self, message: Message, peer: str) -> None:
         """Args:
@@ -144,8 +149,11 @@ class Executor:
         """
         match message:
             case Work():
+                self._attention.came(message.segment)
                 if (job := self._arrivals.take(message)) is not None:
                     self._queue(job)
+            case Soon(_, segment):
+                self._attention.foretold(segment)
             case Free():
                 self._mail.freed(message)
             case Cancel(request, attempt):
@@ -219,6 +227,8 @@ class Executor:
             if segment is None:
                 raise RunFailed(f"{self.name}: segment {work.segment} was released.", "Load the model again.")
             self._running = (Running(work.request, work.attempt, work.segment, 0.0), now_s)
+            self._outgoing.begin(job)
+            self._foretell(job)
             inputs = open_values(self._mail, job.values)
             self._check_inputs(segment, inputs)
             outputs = self._outputs(segment, job.leg, inputs)
@@ -236,6 +246,8 @@ class Executor:
         segment.runs += 1
         segment.mean_s += (run_s - segment.mean_s) * max(_NEW, 1.0 / segment.runs)
         self._hand_on(job, outputs, run_s)
+        if self._attention.knows(work.segment):
+            self._latest[work.segment] = job
         release(self._mail, job.homes)
 
     def _outputs(self, segment: PreparedSegment, leg: Leg, inputs: Mapping[str, Data]) -> dict[str, Data]:
@@ -244,17 +256,28 @@ class Executor:
         if not segment.runs_into or not isinstance(runnable, RunsInto):
             return runnable.run(inputs)
 
-        def place(name: str, dtype: DType, shape: tuple[int, ...]) -> Array:
-            if name in self._slots:  # it asks again, and will not use what it got before
-                self._slots.pop(name).drop()
-            readers = [send.endpoint for send in leg.sends if name in send.values]
-            slot = self._mail.room(readers, dtype, shape)
-            if slot is None:
-                return np.empty(shape, numpy_dtype(dtype))
-            self._slots[name] = slot
-            return slot.array
+        return runnable.run_into(inputs, self._outgoing.place)
 
-        return runnable.run_into(inputs, place)
+    def _lookout(self) -> Lookout | None:
+        """When to be awake for what was foretold, and what to do first."""
+        expected = self._attention.next()
+        return None if expected is None else Lookout(*expected[1:], partial(self._rehearse, expected[0]))
+
+    def _rehearse(self, name: str) -> None:
+        """Do for the last request once more what will be done for the next one, up to its run: then its code and data
+        are in the caches. Changes nothing.
+        """
+        job, segment = self._latest.get(name), self._segments.get(name)
+        if job is not None and segment is not None:
+            with suppress(EdgertError):  # its owner is gone
+                self._check_inputs(segment, self._mail.rehearse(job.work))
+
+    def _foretell(self, job: Job) -> None:
+        """Tell those who wait for the outputs that they are being made; no use where requests queue up anyway."""
+        if not self._waiting:
+            for send in job.leg.sends:
+                if send.segment:
+                    self._mail.hint(send.endpoint, Soon(job.work.route, send.segment))
 
     def _check_inputs(self, segment: PreparedSegment, inputs: Mapping[str, Data]) -> None:
         who = f"{self.name} reads {segment.target}'s input"
@@ -265,32 +288,11 @@ class Executor:
 
     def _hand_on(self, job: Job, outputs: Mapping[str, Data], run_s: float) -> None:
         """Send every reader what it reads."""
-        work, slots, sends = job.work, self._slots, job.leg.sends
-        published = {
-            name: slot.publish([send.endpoint for send in sends if name in send.values])
-            for name, slot in slots.items()
-            if outputs[name] is slot.array
-        }
-        for send in sends:
-            home, values = self._mail.place(send.endpoint, {name: outputs[name] for name in send.values}, published)
-            if send.segment:
-                message: Message = Work(
-                    work.request, work.attempt, work.deadline_s, work.route, send.segment, values, home
-                )
-            else:
-                message = Done(work.request, work.attempt, work.segment, values, home, {"run_s": run_s})
-            self._mail.send(send.endpoint, message)
-        self._drop_slots()
-
-    def _drop_slots(self) -> None:
-        """Give back what a run did not fill; harmless for slots that were published."""
-        for slot in self._slots.values():
-            slot.drop()
-        self._slots.clear()
+        self._outgoing.hand_on(job, outputs, run_s)
 
     def _fail(self, job: Job, error: EdgertError) -> None:
         work = job.work
-        self._drop_slots()
+        self._outgoing.drop()
         self._mail.send(job.leg.caller, Failed(work.request, work.attempt, work.segment, errors.to_json(error)))
         release(self._mail, job.homes)
 
@@ -312,6 +314,7 @@ class Executor:
 
     def _release(self, names: list[str]) -> None:
         for name in names:
+            self._latest.pop(name, None)
             segment = self._segments.pop(name, None)
             if segment is not None:
                 with suppress(EdgertError):  # it is gone, which is what was wanted

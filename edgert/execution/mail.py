@@ -24,8 +24,9 @@ from edgert.errors import Closed, EdgertError, Overloaded, PeerUnreachable, Shar
 from edgert.tensor import Data, DType, numpy_dtype
 from edgert.transport.keys import Keyring
 from edgert.transport.messages import Carried, Descriptor, Done, Free, Hello, Message, Work
+from edgert.transport.port import Lookout
 from edgert.transport.shm import Pool, Reader, Slot
-from edgert.transport.sockets import Inbox, Outbox, host_id
+from edgert.transport.sockets import Draft, Inbox, Outbox, host_id
 
 _log = logging.getLogger(__name__)
 _SMALL_BYTES = 2048
@@ -82,11 +83,11 @@ class Mail:
         """The first word to a peer, which can answer to this inbox or (not `listens`) over its own connection."""
         return Hello(who, self.endpoint if listens else "", os.getpid(), self.host, life, facts)
 
-    def receive(self, wait_s: float | None) -> tuple[Message, str] | None:
+    def receive(self, wait_s: float | None, lookout: Lookout | None = None) -> tuple[Message, str] | None:
         """The next message and where to answer a sender that listens nowhere; None when `wait_s` passed first (None:
-        no limit) or somebody called `wake`.
+        no limit) or somebody called `wake`. For `lookout` see `Inbox.receive`.
         """
-        received = self._inbox.receive(None if wait_s is None else time.monotonic() + wait_s)
+        received = self._inbox.receive(None if wait_s is None else time.monotonic() + wait_s, lookout=lookout)
         return None if received is None else (received.message, f"{_PEER}{received.peer.hex()}")
 
     def know(self, endpoint: str, key: str) -> None:
@@ -135,6 +136,32 @@ class Mail:
     def departed(self) -> list[str]:
         """Senders that listen nowhere and were found gone since this was last asked; `receive` is woken for them."""
         return [self._departed.pop() for _ in range(len(self._departed))]
+
+    def hint(self, endpoint: str, message: Message) -> None:
+        """Send what is not missed when it is lost, where that is cheap."""
+        outbox = self._outboxes.get(endpoint)
+        if outbox is not None and endpoint not in self._new:
+            outbox.hint(message)
+
+    def draft(self, endpoint: str, message: Work) -> Draft | None:
+        """A message written in advance; None where that saves nothing."""
+        outbox = self._outboxes.get(endpoint)
+        return None if outbox is None or endpoint in self._new else outbox.draft(message)
+
+    def post(self, endpoint: str, draft: Draft) -> bool:
+        """Send what was written in advance; else as `send`."""
+        return draft.sent() or self.send(endpoint, draft.message)
+
+    def rehearse(self, message: Work) -> dict[str, Data]:
+        """Read a message that came before once more, as `receive` and `view` would read one like it, whatever its slots
+        hold by now; for nobody's use. Changes nothing.
+
+        Raises:
+            SharedMemoryError: a slot is gone.
+        """
+        self._inbox.rehearse(message)
+        values = message.values.items()
+        return {name: self._reader.rehearse(value) for name, value in values if isinstance(value, Descriptor)}
 
     def reach(self, endpoint: str) -> Outbox:
         """Start to connect to a peer, so that the first message need not wait for it."""

@@ -34,13 +34,15 @@ from pathlib import Path
 import numpy as np
 
 from edgert.errors import Closed, WireError
-from edgert.transport.messages import Carried, Descriptor, Done, Free, Message, Work
+from edgert.transport.messages import Carried, Descriptor, Done, Free, Message, Soon, Work
 
 _log = logging.getLogger(__name__)
-DIRECT = frozenset({Work, Done, Free})
+DIRECT = frozenset({Work, Done, Free, Soon})
 """Kinds of messages that may take the short way."""
 MOST_BYTES = 8192
 """Of a datagram; a `Work` with one value has about 200."""
+FIRST_AT = 4
+"""Where the frame begins in a datagram with one."""
 _SUFFIX = ".hot"
 _TRY_AGAIN_S = 1.0
 """Between attempts to find the other end's short way."""
@@ -192,12 +194,10 @@ class Sender:
         self._next_try_s = 0.0
         self._closed = False
 
-    def send(self, frames: Sequence[bytes | memoryview]) -> bool:
-        """Without waiting. False: it must go another way."""
-        lengths = [len(frame) for frame in frames]
-        if sum(lengths) + 2 * len(lengths) + 2 > MOST_BYTES:
+    def send(self, datagram: bytes | bytearray | None) -> bool:
+        """What `datagram_of` gave, without waiting. False: it must go another way."""
+        if datagram is None:
             return False
-        datagram = b"".join((struct.pack(f"<{len(lengths) + 1}H", len(lengths), *lengths), *frames))
         with self._lock:
             there = self._socket or self._connected()
             if there is None:
@@ -240,11 +240,19 @@ class Sender:
             self._socket = None
 
 
+def datagram_of(frames: Sequence[bytes | memoryview]) -> bytes | None:
+    """The frames of a message as one datagram; None where they are too long for one."""
+    lengths = [len(frame) for frame in frames]
+    if sum(lengths) + 2 * len(lengths) + 2 > MOST_BYTES:
+        return None
+    return b"".join((struct.pack(f"<{len(lengths) + 1}H", len(lengths), *lengths), *frames))
+
+
 def frames_of(datagram: bytes) -> list[bytes | memoryview]:
-    """What `Sender.send` was given, as views of the datagram.
+    """The frames, several as views of the datagram.
 
     Raises:
-        WireError: it was not made by `Sender.send`, or is longer than may be.
+        WireError: it was not made by `datagram_of`, or is longer than may be.
     """
     try:
         (count,) = struct.unpack_from("<H", datagram)

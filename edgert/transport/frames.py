@@ -30,6 +30,9 @@ from edgert.transport.messages import Carried, Descriptor, Message
 VERSION = 2
 _FIELDS = "<4sHHQIHHd"
 _ENVELOPE = struct.Struct(_FIELDS)
+TIME_LEFT = struct.Struct("<d")
+TIME_LEFT_AT = _ENVELOPE.size - TIME_LEFT.size
+"""Where the time left stands in the first frame."""
 _MAGIC = b"EDRM"
 _U64 = 1 << 64
 _INTEGERS = {int}
@@ -331,6 +334,7 @@ _KINDS: Sequence[tuple[int, type, Callable[[Any, _Parts], list[Any]], Callable[.
      lambda m, a: [m.facts, _carry(m.values, a), m.error],
      lambda e, facts, values, error: say.Answer(
          e.request, _facts(facts), _carried(values, e), None if error is None else _facts(error))),
+    (17, say.Soon, _plain("route", "segment"), lambda _, route, segment: say.Soon(_count(route), _text(segment))),
 )  # fmt: skip
 _WRITERS = {kind: (number, write) for number, kind, write, _ in _KINDS}
 _READERS = {number: read for number, _, _, read in _KINDS}

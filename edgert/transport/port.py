@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import select
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import zmq
 
@@ -22,6 +24,17 @@ _MOST_SHORTLY = 64
 """Messages in a row that come the short way before those that came the long way are looked for."""
 _MOST_LOGGED = 100
 """Malformed messages that are logged; they are counted beyond that."""
+
+
+class Lookout(NamedTuple):
+    """A time in which to look again and again instead of sleeping, on `time.monotonic()`."""
+
+    begin_s: float
+    """Up to a millisecond earlier, which is as exact as a sleep is."""
+    end_s: float
+    first: Callable[[], None]
+    """Called when it begins."""
+
 
 Came: TypeAlias = "list[zmq.Frame] | bytes | Message"
 """The frames of a message, or over the short way: a datagram, or itself."""
@@ -98,7 +111,7 @@ class Port:
                 if self._receives and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
                     self._bell.ring(LOOK)
 
-    def _receive(self, deadline_s: float | None) -> Came | None:
+    def _receive(self, deadline_s: float | None, lookout: Lookout | None = None) -> Came | None:
         """What comes next; None when it is late or woken."""
         with self._receiving:
             self._receives = True
@@ -113,7 +126,7 @@ class Port:
                 left_s = None if deadline_s is None else deadline_s - time.monotonic()
                 if left_s is not None and left_s <= 0:
                     return None
-                if self._wait(None if left_s is None else left_s * 1e3):
+                if self._wait(None if left_s is None else left_s * 1e3, lookout):
                     self._check_open()
                     return None
 
@@ -133,15 +146,29 @@ class Port:
             except zmq.Again:
                 return None
 
-    def _wait(self, limit_ms: float | None) -> bool:
+    def _wait(self, limit_ms: float | None, lookout: Lookout | None) -> bool:
         """Until there may be something; whether it was a `wake`."""
         queue = self._short if isinstance(self._short, direct.Queue) else None
         if queue is not None and not queue.awaits():
             return False
-        ready = self._poll.poll(limit_ms)
+        ready = self._watched(lookout) if lookout is not None and queue is None else []
+        if not ready:
+            ready = self._poll.poll(limit_ms)
         if queue is not None:
             queue.awaited = False
         return any(fd == self._bell.fd for fd, _ in ready) and WAKE in self._bell.heard()
+
+    def _watched(self, lookout: Lookout) -> list[tuple[int, int]]:
+        """What is ready, found out without sleeping in that time; nothing when there is nothing."""
+        before_ms = int(1e3 * (lookout.begin_s - time.monotonic()))
+        if before_ms > 0 and (ready := self._poll.poll(before_ms)):
+            return ready
+        lookout.first()
+        while time.monotonic() < lookout.end_s:
+            if ready := self._poll.poll(0):
+                return ready
+            os.sched_yield()  # whoever has something to do on this core goes first
+        return []
 
     def _unpacked(self, came: Came) -> Message | None:
         """The message; None, counted, when it is none."""

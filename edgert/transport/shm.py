@@ -29,7 +29,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -205,10 +205,9 @@ class Pool:
                 self._mapped_bytes -= file.length
                 file.close()
 
-    def _publish(self, room: _Room, readers: Iterable[str]) -> Ref:
+    def _publish(self, room: _Room, ref: Ref, readers: Iterable[str]) -> None:
         with self._condition:
-            room.write_generation(room.generation + 1)
-            ref = (self.number, room.file.fd, room.offset, room.generation)
+            room.write_generation(ref[3])
             if not self._closed:
                 uses: dict[str, int] = {}
                 for reader in readers:
@@ -216,7 +215,6 @@ class Pool:
                 self._held[ref] = _Published(room, uses)
                 if not uses:
                     self._release("", ref)
-            return ref
 
     def _release(self, reader: str, ref: Ref, *, everything: bool = False) -> bool:
         held = self._held.get(ref)
@@ -235,7 +233,8 @@ class Pool:
 
     def _drop(self, room: _Room) -> None:
         with self._condition:
-            room.write_generation(room.generation + 1)
+            # Not the generation that was promised: what was never published is never read.
+            room.write_generation(0)
             if not self._closed:
                 self._give_back(room)
 
@@ -252,8 +251,12 @@ class Slot:
     def __init__(self, pool: Pool, room: _Room, array: Array, dtype: DType) -> None:
         self.array = array
         """Where to write: C-contiguous, 64-byte aligned, its content undefined at first."""
-        self._pool, self._room, self._dtype = pool, room, dtype
+        self._pool, self._room = pool, room
         self._open = True
+        self.promised = Descriptor(
+            pool.number, os.getpid(), room.file.fd, room.offset, room.generation + 1, dtype, array.shape
+        )
+        """What `publish` will give, but for the checksum: until then, readers find another generation."""
 
     def publish(self, readers: Iterable[str], *, checked: bool = False) -> Descriptor:
         """Declare the array complete and say who will read it; write it no more.
@@ -264,9 +267,9 @@ class Slot:
             checked: take a checksum, which every reader then compares (about 1 ms for 1 MB).
         """
         self._open = False
-        checksum = _checksum(self.array) if checked else 0
-        pool, fd, offset, generation = self._pool._publish(self._room, readers)
-        return Descriptor(pool, os.getpid(), fd, offset, generation, self._dtype, self.array.shape, checksum)
+        made = replace(self.promised, checksum=_checksum(self.array)) if checked else self.promised
+        self._pool._publish(self._room, made.slot, readers)
+        return made
 
     def drop(self) -> None:
         """Give it back unread. Harmless when it was published or dropped already."""
@@ -317,6 +320,14 @@ class Reader:
         array: Array = np.ndarray(descriptor.shape, kind, mapping.view, descriptor.offset + HEADER_BYTES)
         if descriptor.checksum and _checksum(array) != descriptor.checksum:
             raise SharedMemoryError(f"the bytes of {descriptor} have another checksum.", "Run the request again.")
+        return array
+
+    def rehearse(self, descriptor: Descriptor) -> Array:
+        """What `view` does, whatever the slot holds by now: its numbers mean nothing. Raises as `view`, else."""
+        kind = _dtype(descriptor.dtype)
+        mapping = self._mapping(descriptor)
+        mapping.generation(descriptor, math.prod(descriptor.shape) * kind.itemsize)
+        array: Array = np.ndarray(descriptor.shape, kind, mapping.view, descriptor.offset + HEADER_BYTES)
         return array
 
     def check(self, *descriptors: Descriptor) -> None:

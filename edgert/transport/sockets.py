@@ -17,12 +17,15 @@ TCP is encrypted, and both ends must know each other's key (`keys`): there is no
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import secrets
 import select
 import threading
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -39,8 +42,8 @@ from edgert.errors import (
 from edgert.transport import direct, frames, zap
 from edgert.transport.endpoints import Endpoint, held_path, private_folder
 from edgert.transport.keys import KeyPair, Keyring, checked
-from edgert.transport.messages import Message
-from edgert.transport.port import Port
+from edgert.transport.messages import Message, Work
+from edgert.transport.port import Lookout, Port
 from edgert.transport.watch import State, Watch
 
 _log = logging.getLogger(__name__)
@@ -69,6 +72,22 @@ class Received(NamedTuple):
     """The sender's public key, proven; '' where the transport has none (inproc, ipc)."""
 
 
+class Draft:
+    """A `Work` that was written before it is to be sent."""
+
+    __slots__ = ("_datagram", "_sender", "message")
+
+    def __init__(self, sender: direct.Sender, message: Work, datagram: bytearray) -> None:
+        self._sender, self.message, self._datagram = sender, message, datagram
+
+    def sent(self) -> bool:
+        """Send it. False: it must go as any other message."""
+        if self.message.deadline_s is not None:
+            left_s = self.message.deadline_s - time.monotonic()
+            frames.TIME_LEFT.pack_into(self._datagram, direct.FIRST_AT + frames.TIME_LEFT_AT, left_s)
+        return self._sender.send(self._datagram)
+
+
 class Inbox(Port):
     """Where this process listens."""
 
@@ -93,7 +112,7 @@ class Inbox(Port):
         if wanted.scheme == "ipc" and wanted.address == "*":
             wanted = Endpoint("ipc", str(private_folder() / secrets.token_hex(8)))
         self._gate: zap.Gate | None = None
-        with ExitStack() as start:
+        with _told(str(wanted)), ExitStack() as start:
             context = _context()
             if wanted.scheme == "tcp":
                 pair = _required(keyring, endpoint).own()
@@ -124,14 +143,18 @@ class Inbox(Port):
         """Connections that were turned away for their key."""
         return self._gate.refused if self._gate is not None else 0
 
-    def receive(self, deadline_s: float | None = None) -> Received | None:
+    def receive(self, deadline_s: float | None = None, *, lookout: Lookout | None = None) -> Received | None:
         """The next message; None when `time.monotonic()` passed the deadline, or at a `wake`.
+
+        Args:
+            deadline_s: on `time.monotonic()`.
+            lookout: when not to sleep (ipc alone).
 
         Raises:
             Closed: the inbox was closed, also while this waits.
         """
         while True:
-            came = self._receive(deadline_s)
+            came = self._receive(deadline_s, lookout)
             if came is None:
                 return None
             if not isinstance(came, list):
@@ -141,6 +164,12 @@ class Inbox(Port):
                 key = _key(came[1]) if self._gate is not None and message is not None else ""
             if message is not None:
                 return Received(message, peer, key)
+
+    def rehearse(self, message: Message) -> None:
+        """Write and read a message as if it came."""
+        datagram = direct.datagram_of(frames.pack(message))
+        if datagram is not None:
+            frames.unpack(direct.frames_of(datagram))
 
     def answer(self, peer: bytes, message: Message, *, lend: bool = False) -> None:
         """Send to one who sent.
@@ -221,7 +250,7 @@ class Outbox(Port):
         """
         where = Endpoint.parse(endpoint)
         self.endpoint = str(where)
-        with ExitStack() as start:
+        with _told(self.endpoint), ExitStack() as start:
             super().__init__(_context(), zmq.DEALER, (queue, max_message_bytes), start)
             self._socket.immediate = not patient  # what is queued for a dead peer must not reach its successor
             self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 20, 1000
@@ -276,7 +305,7 @@ class Outbox(Port):
         if short and self._queued(message):
             return
         parts = frames.pack(message)
-        if short and self._sender is not None and self._sender.send(parts):
+        if short and self._sender is not None and self._sender.send(direct.datagram_of(parts)):
             return
         try:
             self._send(parts, lend)
@@ -290,6 +319,20 @@ class Outbox(Port):
         except zmq.Again as error:
             self._judge(self.state)
             raise _full(self.endpoint) from error
+
+    def hint(self, message: Message) -> None:
+        """Send the short way or not at all; what is lost is not missed. Within a process it is not sent: whoever
+        watched there would hold the interpreter's lock.
+        """
+        if self._sender is not None and not self._closed:
+            self._sender.send(direct.datagram_of(frames.pack(message)))
+
+    def draft(self, message: Work) -> Draft | None:
+        """The message as it will be sent but for the time left, where that saves something: the short way over ipc."""
+        if self._sender is None:
+            return None
+        datagram = direct.datagram_of(frames.pack(message))
+        return None if datagram is None else Draft(self._sender, message, bytearray(datagram))
 
     def _queued(self, message: Message) -> bool:
         """Whether it was handed to an inbox of this process."""
@@ -328,6 +371,18 @@ class Outbox(Port):
                 f"nobody answers at {self.endpoint}.", "See that it runs, and that no firewall is between.",
                 endpoint=self.endpoint,
             )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _told(endpoint: str) -> Iterator[None]:
+    """That the system gives no more sockets, as an error of ours."""
+    try:
+        yield
+    except (zmq.ZMQError, OSError) as error:
+        raise EndpointError(
+            f"endpoint {endpoint}: no socket can be made: {error.strerror}.",
+            "Raise the limit of open files (ulimit -n), or close what is open.", endpoint=endpoint,
+        ) from error  # fmt: skip
 
 
 _shared: zmq.Context[Any] | None = None

@@ -29,7 +29,8 @@ class Liar(Executor):
 
         self._mail.send = send
         try:
-            super()._hand_on(job, outputs, run_s)
+            # For a copy of the job the messages are not those that were written before the run.
+            super()._hand_on(replace(job), outputs, run_s)
         finally:
             self._mail.send = honest
 

@@ -8,15 +8,17 @@ import socket
 import stat
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgert.errors import EndpointError, WireError
+from edgert.errors import EndpointError, PeerUnreachable, WireError
 from edgert.transport import direct
-from edgert.transport.messages import Call, Cancel, Descriptor, Done, Free, Work
+from edgert.transport.messages import Call, Cancel, Descriptor, Done, Free, Soon, Work
+from edgert.transport.port import Lookout
 from edgert.transport.sockets import Inbox, Outbox
 
 
@@ -116,6 +118,100 @@ def test_it_does_not_keep_others_from_being_heard(pair):
     while type(inbox.receive(limit_s).message) is not Call:
         assert time.monotonic() < limit_s
         outbox.send(work(number := number + 1))  # there is always one that came the short way
+
+
+def test_what_was_sent_to_the_dead_never_reaches_their_successor(folder):
+    where = f"ipc://{folder}/socket"
+    before = Inbox(where)
+    outbox = Outbox(where)
+    outbox.ready(soon())
+    outbox.send(work(1))
+    before.close()
+    after = Inbox(where)
+    limit_s, received = soon(), None
+    while received is None:
+        assert time.monotonic() < limit_s
+        with contextlib.suppress(PeerUnreachable):
+            outbox.send(work(2))
+        received = after.receive(time.monotonic() + 0.05)
+    assert received.message.request == 2
+    outbox.close()
+    after.close()
+
+
+def test_within_a_process_too(tmp_path):
+    where = f"inproc://{tmp_path.name}"
+    before = Inbox(where)
+    outbox = Outbox(where)
+    outbox.send(work(1))
+    before.close()
+    after = None
+    while after is None:
+        with contextlib.suppress(EndpointError):  # libzmq lets go of the name in the background
+            after = Inbox(where)
+    assert after.receive(time.monotonic() + 0.05) is None
+    outbox.close()
+    after.close()
+
+
+def test_a_draft_is_the_message_with_the_time_that_is_left(folder):
+    inbox = Inbox(f"ipc://{folder}/socket")
+    outbox = Outbox(inbox.endpoint)
+    deadline_s = time.monotonic() + 1000
+    message = replace(work(1), deadline_s=deadline_s)
+    draft = outbox.draft(message)
+    time.sleep(0.01)  # the time left that was written first is 10 ms too long
+    assert draft.sent()
+    received = inbox.receive(soon()).message
+    assert replace(received, deadline_s=None) == work(1)
+    assert deadline_s <= received.deadline_s < deadline_s + 0.01
+    outbox.close()
+    inbox.close()
+
+
+def test_a_draft_for_the_dead_is_not_sent(folder):
+    inbox = Inbox(f"ipc://{folder}/socket")
+    outbox = Outbox(inbox.endpoint)
+    draft = outbox.draft(work(1))
+    inbox.close()
+    assert not draft.sent()
+    outbox.close()
+
+
+def test_a_hint_takes_it_or_is_lost(folder):
+    inbox = Inbox(f"ipc://{folder}/socket")
+    outbox = Outbox(inbox.endpoint)
+    outbox.hint(Soon(1, "segment"))
+    assert inbox.receive(soon()).message == Soon(1, "segment")
+    inbox.close()
+    outbox.hint(Soon(1, "segment"))
+    outbox.close()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_whoever_looks_out_finds_what_comes_then_and_later(folder, late):
+    inbox = Inbox(f"ipc://{folder}/socket")
+    outbox = Outbox(inbox.endpoint)
+    begun = threading.Event()
+    now_s = time.monotonic()
+    lookout = Lookout(now_s + 0.02, now_s + (0.03 if late else 30), begun.set)
+    got = []
+    waiting = threading.Thread(target=lambda: got.append(inbox.receive(soon(), lookout=lookout)))
+    waiting.start()
+    assert begun.wait(30)
+    while late and time.monotonic() < lookout.end_s:
+        time.sleep(0.001)
+    outbox.send(work(1))
+    waiting.join()
+    assert got[0].message == work(1)
+    outbox.close()
+    inbox.close()
+
+
+def test_to_rehearse_a_message_changes_nothing(pair):
+    inbox, _ = pair
+    inbox.rehearse(work(1))
+    assert inbox.receive(time.monotonic()) is None
 
 
 @pytest.mark.parametrize(("group", "mode"), [(False, 0o600), (True, 0o660)])

@@ -41,6 +41,7 @@ legs = st.builds(
 )
 running = st.builds(say.Running, u64, u32, text, st.floats(0, 1e9))
 ANY = st.one_of(
+    st.builds(say.Soon, u64, text),
     st.builds(say.Hello, text, text, u64, text, u64, facts),
     st.builds(say.Welcome, text, text, u64, text, u64, facts),
     st.builds(say.Prepare, u64, text, facts, st.dictionaries(text, arrays, max_size=2), deadline),

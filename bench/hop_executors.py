@@ -1,0 +1,156 @@
+"""The hop of `bench.hop` on the whole path: two executors that a pipeline started, a core each, one request at a time.
+
+From the run of the first segment returning in its executor to the run of the second one starting in the other: checks
+of the outputs, publishing, the message, its arrival, the fair queue and checks of the inputs included.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from edgert.devices.backend import Source
+from edgert.devices.probe import glance
+from edgert.execution import launcher
+from edgert.execution.arrivals import Job
+from edgert.execution.executor import Executor, Hosted
+from edgert.execution.fleet import Fleet
+from edgert.execution.limits import Limits
+from edgert.execution.member import Transport
+from edgert.execution.preparer import PreparedSegment
+from edgert.execution.staged import StagedPipeline
+from edgert.execution.staging import stage
+from edgert.formats import open_model
+from edgert.plan import Instance, Plan, Segment, Verification
+from edgert.profile import Target
+from edgert.tensor import Data
+from edgert.transport.messages import Leg
+
+_RECORD = struct.Struct("<dd")
+"""A run: when it started and when it returned, on `time.perf_counter`, which all processes share."""
+_FOLDER = "EDGERT_BENCH_HOP"
+_TARGET = Target("onnxruntime", "cpu:0", "f32", 1)
+
+
+class Stamping(Executor):
+    """Writes down when runs start and return, once what follows is under way."""
+
+    def serve(self) -> None:
+        path = Path(os.environ[_FOLDER]) / f"{os.getpid()}.{threading.get_ident()}.spans"
+        self._stamps = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        super().serve()
+
+    def _outputs(self, segment: PreparedSegment, leg: Leg, inputs: Mapping[str, Data]) -> dict[str, Data]:
+        started_s = time.perf_counter()
+        outputs = super()._outputs(segment, leg, inputs)
+        self._span = started_s, time.perf_counter()
+        return outputs
+
+    def _run(self, job: Job) -> None:
+        super()._run(job)
+        os.write(self._stamps, _RECORD.pack(*self._span))
+
+
+class StampingHosted(Hosted):
+    """In a child."""
+
+    kind = Stamping
+
+
+SERVICE = "bench.hop_executors:StampingHosted"
+
+
+def measure(sizes: Sequence[int], rounds: int, warm: int, again: int, transport: Transport) -> dict[int, list[float]]:
+    """Seconds of each hop by size, sizes interleaved.
+
+    Args:
+        sizes: bytes of the value that is handed on.
+        rounds: over all sizes.
+        warm: rounds before them that do not count.
+        again: hops of one size that are timed in a round, after one that is not.
+        transport: ipc: two processes; inproc: two threads.
+    """
+    asked: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
+    with ExitStack() as end:
+        folder = Path(end.enter_context(tempfile.TemporaryDirectory()))
+        end.enter_context(mock.patch.dict(os.environ, {_FOLDER: str(folder)}))
+        end.enter_context(mock.patch.object(launcher, "Executor", Stamping))
+        fleet = Fleet(Limits(), transport, SERVICE)
+        end.callback(fleet.close)
+        pipelines = {size: _pipeline(folder, size, fleet) for size in sizes}
+        for pipeline in pipelines.values():
+            end.callback(pipeline.close)
+        for number in range(warm + rounds):
+            for size, pipeline in pipelines.items():
+                times = [_ask(pipeline, number + turn) for turn in range(again + 1)]
+                if number >= warm:
+                    asked[size] += times[1:]
+        spans = sorted(
+            span for path in folder.glob("*.spans") for span in _RECORD.iter_unpack(path.read_bytes())
+        )  # fmt: skip
+    starts = [started_s for started_s, _ in spans]
+    return {size: [_hop(spans, starts, *window) for window in windows] for size, windows in asked.items()}
+
+
+def _ask(pipeline: StagedPipeline, number: int) -> tuple[float, float]:
+    """One request, its answer checked: when it was asked and answered."""
+    before_s = time.perf_counter()
+    made = pipeline.run({"x": np.full((1, 1), number + 1, np.float32)})
+    after_s = time.perf_counter()
+    assert made.outputs["y"] == number + 1, made
+    assert not made.reason, made.reason
+    return before_s, after_s
+
+
+def _hop(spans: Sequence[tuple[float, float]], starts: Sequence[float], asked_s: float, answered_s: float) -> float:
+    """From the first run's return to the second one's start, of the two runs of a request."""
+    first = bisect_left(starts, asked_s)
+    (_, returned_s), (started_s, ended_s) = spans[first : first + 2]
+    assert asked_s < returned_s < started_s < ended_s < answered_s, "these are not the two runs of one request"
+    return started_s - returned_s
+
+
+def _pipeline(folder: Path, size: int, fleet: Fleet) -> StagedPipeline:
+    """Two segments with a core each: `size` bytes of x, and their largest, which is x again."""
+    path = folder / f"{size}.onnx"
+    shape = [1, size // 4]
+    zero = helper.make_node("ConstantOfShape", ["shape"], ["zero"], name="zeros")
+    fill = helper.make_node("Add", ["zero", "x"], ["v"], name="fill")
+    largest = helper.make_node("ReduceMax", ["v"], ["y"], name="largest", keepdims=1)
+    infos = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
+        for name, sizes in (("x", [1, 1]), ("v", shape), ("y", [1, 1]))
+    }
+    graph = helper.make_graph(
+        [zero, fill, largest], "hop", [infos["x"]], [infos["y"]],
+        [helper.make_tensor("shape", TensorProto.INT64, [2], shape)], value_info=[infos["v"]],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+    file = open_model(path)
+    read, machine = file.graph, glance()
+    segments = (
+        Segment(_TARGET, ("zeros", "fill"), ("x",), ("v",), 1e-3),
+        Segment(_TARGET, ("largest",), ("v",), ("y",), 1e-3),
+    )
+    cores = sorted(os.sched_getaffinity(0))
+    plan = Plan(
+        file.digest, machine.fingerprint, {}, "throughput", "own", "onnx", "f32", read.inputs, read.outputs, segments,
+        (Instance(0, (cores[0],)), Instance(1, (cores[-1],))), fallbacks=(_TARGET,), measured_s=2e-3,
+        verification=Verification("onnx"), values=tuple(read.values[name] for name in ("x", "v", "y")),
+    )  # fmt: skip
+    source = Source(path, file.format, read.inputs, read.outputs, file.precision)
+    cache = folder / str(size)
+    cache.mkdir()
+    return stage(plan, source, machine, cache, parts=None, limits=None, fleet=fleet, drifted=lambda _drift: None)
