@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,23 @@ class Emulated:
                 f"{_tail(done.stdout)}\n{_tail(done.stderr)}"
             )
         return json.loads(done.stdout.splitlines()[-1])
+
+    def visit(self, works: Sequence[Sequence[str]], timeout_s: float = TIMEOUT_S) -> dict[tuple[str, ...], Any]:
+        """Several checks in one process: (name, *arguments) -> what it answers, or the GuestFailed that it ended with.
+
+        One that the process died of, and those after it, are not in it.
+        """
+        done = self.run("/srv/checks/checks.py", "all", json.dumps([list(work) for work in works]), timeout_s=timeout_s)
+        told: dict[tuple[str, ...], Any] = {}
+        for line in done.stdout.splitlines():
+            if line.startswith('{"work": '):
+                entry = json.loads(line)
+                failed = entry.get("failed")
+                told[tuple(entry["work"])] = entry["answer"] if failed is None else self._failed(entry["work"], failed)
+        return told
+
+    def _failed(self, work: Sequence[str], words: str) -> GuestFailed:
+        return GuestFailed(f"{' '.join(work)} on {self.board.name} with {self.environment}:\n{_tail(words)}")
 
 
 def _tail(text: str, lines: int = 30) -> str:

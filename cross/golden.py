@@ -34,7 +34,7 @@ def digits() -> None:
         checks = runpy.run_path(str(HERE / "guest" / "checks.py"))
         for name, target in MODELS.items():
             checks["digits"](name, target)
-            answers[name] = np.load(Path(scratch, "answers.npy"))
+            answers[name] = np.load(Path(scratch, f"{name}.npy"))
     np.savez_compressed(GOLDEN / "digits.npz", **answers)
 
 

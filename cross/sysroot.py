@@ -23,6 +23,7 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import IO
 
 from cross.board import Board
 
@@ -44,6 +45,8 @@ _GLIBC_MINORS = range(17, 37)
 """Debian 12 has glibc 2.36; pip wants every tag that a wheel may carry."""
 _MOUNTS = ("proc", "sys", "dev", "tmp", "opt/edgert/lib/python3.11/site-packages", "srv/board", "srv/product",
            "srv/checks", "srv/models", "srv/known", "srv/out", "srv/cache", "srv/plugin")  # fmt: skip
+_held: dict[Path, IO[str]] = {}
+"""Folders that this process uses -> the file by whose lock others know."""
 _PATH_FILE = "/srv/product\n"
 _VENV = "home = /usr/bin\ninclude-system-site-packages = {system}\nversion = 3.11\n"
 
@@ -201,11 +204,31 @@ def _made(name: str, recipe: Sequence[str], make: Callable[[Path], None], keep: 
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         os.utime(target)  # last use
+        _hold(target)
         pattern = re.compile(re.escape(name) + r"-[0-9a-f]{12}")
         old = sorted((path for path in home.iterdir() if pattern.fullmatch(path.name)), key=lambda p: p.stat().st_mtime)
         for path in old[: -1 - keep]:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
     return target
+
+
+def _hold(folder: Path) -> None:
+    """Keep others from removing a folder for as long as this process lives: its boards have it mounted."""
+    if folder not in _held:
+        _held[folder] = folder.with_name(f"{folder.name}.used").open("w")
+        fcntl.flock(_held[folder], fcntl.LOCK_SH)
+
+
+def _remove(folder: Path) -> None:
+    """Remove what no process uses."""
+    used = folder.with_name(f"{folder.name}.used")
+    with used.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        used.unlink(missing_ok=True)
 
 
 def _mirror() -> list[str]:

@@ -11,6 +11,9 @@ import pytest
 from cross import board as boards
 from cross import sysroot
 from cross.emulate import Emulated
+from cross.golden import KNOWN
+from tests.cross.visits import LACKING, Visit, usual
+from tests.formats.lacking import quantised_with
 
 
 @pytest.fixture(scope="session")
@@ -24,10 +27,34 @@ def emulation():
         pytest.skip(f"boards cannot be emulated: {error}")
 
 
+def known_cases():
+    """Model -> file, feeds and expected answers, as the boards see them; empty where EDGERT_MODELS is not set."""
+    folder = os.environ.get("EDGERT_MODELS")
+    if not folder:
+        return {}
+    entries = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))["entries"]
+    return {
+        entry["id"]: (entry["file"], entry["cases"][0]["feeds"], entry["cases"][0]["expected"])
+        for entry in entries
+        if entry["id"] in KNOWN
+    }
+
+
+def known_for(environment):
+    """As `known_cases`; tflite-runtime is held to its own answers, since its arithmetic is not LiteRT's."""
+    own = environment in ("armhf", "arm64-tflite-runtime")
+    return {
+        model: (file, feeds, f"/srv/checks/golden/tflite-runtime.{model}.npz" if own else expected)
+        for model, (file, feeds, expected) in known_cases().items()
+    }
+
+
 @pytest.fixture(scope="session")
 def on_board(emulation, tmp_path_factory):
-    """Makes `Emulated` boards: `on_board("pi4")`; one folder, and so one cache, for each board and set of packages."""
-    made = {}
+    """Makes boards: `on_board("pi4")` is a `Visit`, whose usual checks share a process; `on_board("pi4", tmpfs=...)` an
+    `Emulated` of its own. One folder, and so one cache, for each board and set of packages.
+    """
+    made, visits = {}, {}
 
     def make(name, environment=None, **changes):
         board = boards.load(name)
@@ -35,11 +62,21 @@ def on_board(emulation, tmp_path_factory):
         key = (name, environment)
         if key not in made:
             made[key] = tmp_path_factory.mktemp(f"{name}-{environment}")
+        plain = not changes
+        if plain and key in visits:
+            return visits[key]
         binds = dict(changes.pop("binds", {}))
         if os.environ.get("EDGERT_MODELS"):
             binds[Path(os.environ["EDGERT_MODELS"]).absolute()] = "/srv/known"
         folder = changes.pop("folder", made[key])
-        return Emulated(board, environment, folder, binds=binds, **changes)
+        emulated = Emulated(board, environment, folder, binds=binds, **changes)
+        if not plain:
+            return emulated
+        (folder / "out").mkdir(exist_ok=True)
+        if environment == "arm64":
+            (folder / "out" / Path(LACKING).name).write_bytes(quantised_with("SQUARE"))
+        visits[key] = Visit(emulated, usual(name, environment, known_for(environment)))
+        return visits[key]
 
     return make
 

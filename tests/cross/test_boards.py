@@ -5,49 +5,38 @@ No claim about time is made here, and none can be: see docs/boards.md.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import edgert
 from cross import board as boards
-from cross.golden import GOLDEN, KNOWN
+from cross.golden import GOLDEN
 from cross.sysroot import cache
+from tests.cross.conftest import known_for
+from tests.cross.visits import DATA, EXECUTORS, LACKING, LIMITS, ORPHANS, TINY
 
 ARM64 = tuple(name for name in boards.names() if boards.load(name).architecture == "arm64")
 WITHOUT_DOT = ("pi3", "pi4", "zero2w")
 """The old ONNX Runtime uses instructions that came with the dot product's generation of cores."""
 
 
-def each(*names):
-    """A test for each board; those of one board go to one worker, for its cache of what it probed."""
-    return pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names])
-
-
-def known_cases():
-    folder = os.environ.get("EDGERT_MODELS")
-    if not folder:
-        pytest.skip("EDGERT_MODELS is not set: the real models with known answers are not here")
-    entries = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))["entries"]
-    return [
-        (entry["id"], entry["file"], entry["cases"][0]["feeds"], entry["cases"][0]["expected"])
-        for entry in entries
-        if entry["id"] in KNOWN
-    ]
+def each(*names, packages=""):
+    """A test for each board; those of one board with one set of packages go to one worker, whose visit they share."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=pytest.mark.xdist_group(f"{name} {packages}")) for name in names]
+    )
 
 
 def assert_known(board, target, record, label):
     """Every INT8 model of EDGERT_MODELS within a step of its known answer; tflite-runtime exactly on its own."""
-    worst = {}
-    own = board.environment in ("armhf", "arm64-tflite-runtime")
-    most = 0 if own else 1
-    for model, file, feeds, expected in known_cases():
-        if own:
-            expected = f"/srv/checks/golden/tflite-runtime.{model}.npz"  # noqa: PLW2901 - its arithmetic is not LiteRT's
-        worst[model] = board.check("known", file, feeds, expected, target)[target]
+    known = known_for(board.environment)
+    if not known:
+        pytest.skip("EDGERT_MODELS is not set: the real models with known answers are not here")
+    most = 0 if board.environment in ("armhf", "arm64-tflite-runtime") else 1
+    worst = {model: board.check("known", *known[model], target)[target] for model in known}
     assert max(worst.values()) <= most, worst
     record(board.board.name, label, f"{', '.join(worst)}: {_distance(max(worst.values()))}")
 
@@ -97,7 +86,7 @@ def test_probe_finds_backends_that_count_right(on_board, record, name):
 def test_an_int8_model_is_planned_and_right(on_board, record, name, model):
     board = on_board(name)
     if board.board.architecture == "armhf" and model.endswith(".onnx"):
-        refused = board.check("refusal", f"/srv/product/edgert/data/{model}")
+        refused = board.check("refusal", f"{DATA}/{model}")
         assert refused["kind"] == "MissingPackage"
         assert "pip install" in refused["remedy"]
         record(name, model, "refused: no reader, no runtime for 32 bits")
@@ -105,7 +94,7 @@ def test_an_int8_model_is_planned_and_right(on_board, record, name, model):
     answer = board.check("digits", model)
     assert answer["right"] == answer["of"]
     assert not answer["degraded"]
-    distance = assert_as_golden(model, np.load(board.folder / "out/answers.npy"), answer["targets"])
+    distance = assert_as_golden(model, np.load(board.folder / f"out/{model}.npy"), answer["targets"])
     record(name, model, f"{', '.join(answer['targets'])}: {_distance(distance)}")
 
 
@@ -123,7 +112,7 @@ def test_a_killed_child_is_told_and_replaced(on_board, record, name):
     record(name, "kill -9 of a child", "told as ChildDied, next answer the same")
 
 
-@each("zero2w", "pi4", "pi5", "pi2")
+@each(*EXECUTORS)
 def test_an_executor_answers_over_ipc_and_loses_no_request_when_it_is_killed(on_board, record, name):
     answer = on_board(name).check("executor")
     assert answer["same"]
@@ -136,7 +125,7 @@ def test_an_executor_answers_over_ipc_and_loses_no_request_when_it_is_killed(on_
     record(name, "executor over ipc, kill -9", "answered as a fallback that says why, then restored")
 
 
-@each("pi4", "pi2")
+@each(*ORPHANS)
 def test_no_child_outlives_its_parent(on_board, record, name):
     assert on_board(name).check("orphan")["gone"]
     record(name, "kill -9 of the parent", "child gone too")
@@ -145,16 +134,30 @@ def test_no_child_outlives_its_parent(on_board, record, name):
 # ---- other sets of packages
 
 
-@each("zero2w", "pi4", "pi5")
+@each("pi4")
+def test_an_operator_without_an_integer_kernel_alone_runs_in_floats(on_board, record, tmp_path, name):
+    answer = on_board(name).check("lacking", LACKING)
+    assert answer["outcomes"]["litert@cpu:0/i8/1t"] == "refused"
+    assert answer["targets"] == ["litert+mixed@cpu:0/i8/1t"]
+    path = on_board(name).folder / "out" / Path(LACKING).name
+    with edgert.load(path, budget_s=0, cache_dir=tmp_path, targets=["litert@*/1t"]) as here:
+        expected = next(iter(here.run([np.arange(64, dtype=np.int8)[None] * 2]).values()))
+    distance = np.abs(np.int64(answer["values"]) - expected.astype(int)).max()
+    assert distance <= 1
+    record(name, "an op without an INT8 kernel", f"refused in integers, alone in floats: {_distance(distance)}")
+
+
+@each("zero2w", "pi4", "pi5", packages="tflite-runtime")
 def test_the_smallest_set_of_packages_is_exact(on_board, record, name):
     board = on_board(name, "arm64-tflite-runtime")
     answer = board.check("digits", "digits_i8.tflite")
     assert answer["right"] == answer["of"]
-    assert assert_as_golden("digits_i8.tflite", np.load(board.folder / "out/answers.npy"), answer["targets"]) == 0
+    rows = np.load(board.folder / "out/digits_i8.tflite.npy")
+    assert assert_as_golden("digits_i8.tflite", rows, answer["targets"]) == 0
     assert_known(board, "litert@*", record, "tflite-runtime")
 
 
-@each(*ARM64)
+@each(*ARM64, packages="control")
 def test_a_backend_that_dies_on_this_core_is_named_and_another_answers(on_board, record, name):
     board = on_board(name, "arm64-control")
     seen = board.check("probe")["backends"]["onnxruntime"]
@@ -189,9 +192,9 @@ def test_an_int8_mobilenet_leaves_room_on_a_small_board(on_board, record, int8_m
     record(name, f"resident, INT8 MobileNetV2, {target.partition('@')[0]}", f"{megabytes:.0f} MB")
 
 
-@each("zero2w", "pi4", "pi2")
+@each(*LIMITS)
 def test_a_limit_that_nothing_fits_in_is_refused_with_the_figures(on_board, record, name):
-    refused = on_board(name).check("memory_limit", "digits_i8.tflite", "1000000")
+    refused = on_board(name).check(*TINY)
     assert refused["kind"] == "Infeasible"
     assert "1000000 bytes" in refused["message"]
     assert "Raise the memory limit by" in refused["remedy"]
@@ -246,7 +249,7 @@ def test_a_bundle_runs_where_it_was_made(on_board, record, bundle_of_a_pi4, name
     record(name, "own bundle", "runs, no reader of models loaded")
 
 
-@pytest.mark.parametrize("name", [pytest.param("pi2", marks=pytest.mark.xdist_group("pi4"))])  # where the bundle is
+@pytest.mark.parametrize("name", [pytest.param("pi2", marks=pytest.mark.xdist_group("pi4 "))])  # where the bundle is
 def test_a_bundle_of_64_bits_is_refused_on_32(on_board, record, bundle_of_a_pi4, name):
     board = on_board(name, binds={bundle_of_a_pi4: "/srv/models"})
     refused = board.check("refusal", "/srv/models/digits.edgert")
