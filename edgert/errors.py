@@ -308,6 +308,9 @@ class PeerRefused(TransportError):
 class SharedMemoryError(TransportError):
     """Shared memory cannot be made, or another process's memory cannot be mapped."""
 
+    shortage: bool
+    """True when this process may have no more files or memory: nobody else is at fault. Absent otherwise."""
+
 
 class StaleSlot(TransportError):
     """A slot was given to somebody else before it was read to the end; what was read must not be used."""

@@ -177,7 +177,10 @@ class Dispatcher:
             self._forward(flight, way, index, answer)
             check_values(str(flight.chosen[index].place), values, declared, sizes=self._witness.keeps_sizes)
         except EdgertError as error:
-            self._distrust(answer.segment, error.message, flight)
+            if getattr(error, "shortage", False):  # of ours: the executor is not to blame
+                self._again(flight, error.message, error)
+            else:
+                self._distrust(answer.segment, error.message, flight)
             return
         finally:
             self._fleet.mail.release(answer.home, answer.values)

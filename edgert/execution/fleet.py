@@ -156,10 +156,10 @@ class Fleet:
         self.events.add(kind, f"{member.place}: {reason}", device=member.device.id)
         for customer in {id(each): each for each in self._users(member)}.values():
             customer.lost(member, kind, reason)
-        self._put_away(member)
         wait_s = self.limits.backoff(member.faults)
         _log.info("%s is tried again in %.1f s", member.place, wait_s)
         self.loop.after(wait_s, lambda: self._start(member))
+        self._put_away(member)
 
     def close(self) -> None:
         """End all executors; at the end of the interpreter it happens by itself. Harmless twice."""

@@ -44,6 +44,15 @@ class Launcher:
         """Spawn it, or greet the one that somebody else started."""
         member.state, member.beat, member.life = "starting", None, 0
         generation = member.started_s = time.monotonic()
+        self._loop.after(self._limits.start_s, lambda: self._late(member, generation))
+        try:
+            self._begin_life(member, generation)
+        except (EdgertError, OSError, RuntimeError) as error:  # no file, process or thread is left to be had
+            reason = error.message if isinstance(error, EdgertError) else f"it cannot be started: {error}"
+            self._loop.post(lambda: self._lost_life(member, generation, reason))
+
+    def _begin_life(self, member: Member, generation: float) -> None:
+        """Raises what the system refuses."""
         if member.place.endpoint:
             self._mail.know(member.place.endpoint, member.place.key)
             member.endpoint = member.place.endpoint
@@ -55,7 +64,6 @@ class Launcher:
         else:
             process = member.process = Child(self._service, name=str(member.place))
             self._loop.apart(partial(self._begin, member, generation, process))
-        self._loop.after(self._limits.start_s, lambda: self._late(member, generation))
 
     def _begin(self, member: Member, generation: float, process: Child) -> None:
         """In a thread of its own: wait until a child listens."""
@@ -84,7 +92,9 @@ class Launcher:
     def _greet(self, member: Member, endpoint: str, pid: int) -> None:
         member.endpoint, member.pid = endpoint, pid
         facts = {"heartbeat_s": self._limits.heartbeat_s}
-        self._mail.send(endpoint, self._mail.hello(self._who, self._life, facts, listens=True))
+        if not self._mail.send(endpoint, self._mail.hello(self._who, self._life, facts, listens=True)):
+            generation = member.started_s
+            self._loop.post(lambda: self._lost_life(member, generation, f"{endpoint} cannot be reached"))
 
     def _meet(self, member: Member, generation: float) -> None:
         """In a thread of its own: greet an executor that this process did not start, and hear it, since it may not

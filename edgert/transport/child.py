@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any, Protocol
 
 from edgert import errors
-from edgert.errors import ChildDied, ChildTimeout, EdgertError, NotEnoughMemory, RunFailed, WireError
+from edgert.errors import ChildDied, ChildError, ChildTimeout, EdgertError, NotEnoughMemory, RunFailed, WireError
 from edgert.tensor import Data
 from edgert.transport import wire
 
@@ -58,28 +58,32 @@ class Child:
             service: 'package.module:Class', made without arguments in the child.
             name: for error messages.
             memory_limit_bytes: address space that it may map beyond which its allocations fail; None for no limit.
+
+        Raises:
+            ChildError: the system starts no more processes, or has no more descriptors.
         """
         self.name = name or service
         self._lock = threading.Lock()
         self._ready = False
         self._stderr: deque[str] = deque(maxlen=40)
         self._kills = _kills()
-        self._socket, theirs = socket.socketpair()
-        lifeline_read, self._lifeline = os.pipe()
-        argument = {"fd": theirs.fileno(), "lifeline": lifeline_read, "service": service, "path": sys.path,
-                    "memory_limit_bytes": memory_limit_bytes}  # fmt: skip
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, json.dumps(argument)],
-                pass_fds=(theirs.fileno(), lifeline_read),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
-        finally:
-            theirs.close()
-            os.close(lifeline_read)
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            try:
+                self._socket, other = socket.socketpair()
+                ours.callback(self._socket.close)
+                theirs.callback(other.close)
+                lifeline_read, self._lifeline = os.pipe()
+                ours.callback(os.close, self._lifeline)
+                theirs.callback(os.close, lifeline_read)
+                argument = {"fd": other.fileno(), "lifeline": lifeline_read, "service": service, "path": sys.path,
+                            "memory_limit_bytes": memory_limit_bytes}  # fmt: skip
+                self._process = _spawned(argument, other.fileno(), lifeline_read)
+            except OSError as error:
+                raise ChildError(
+                    f"{self.name} cannot be started: {error.strerror or error}.",
+                    "Raise the limit (ulimit -n, ulimit -u), or close what is open.",
+                ) from error
+            ours.pop_all()
         # A vendor's library may write without end: the last lines are kept, for the message of a crash.
         assert self._process.stderr is not None
         self._reader = threading.Thread(
@@ -178,6 +182,17 @@ class Child:
         return ChildDied(
             f"{self.name} {how} during {method!r}.{words}", signal=killed_by, exit_code=None if killed_by else code
         )
+
+
+def _spawned(argument: Mapping[str, Any], *inherited: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _BOOT, json.dumps(argument)],
+        pass_fds=inherited,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def _kills() -> int | None:

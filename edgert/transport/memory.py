@@ -7,6 +7,7 @@ and room for an array.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -19,6 +20,8 @@ from edgert.transport.messages import Descriptor
 HEADER = struct.Struct("<8sQQQ")
 """Of each slot: magic, pool, generation, bytes for the array; padded to HEADER_BYTES."""
 HEADER_BYTES = 64
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+"""Of this process or system: whose fault a failed call then is not."""
 _MAGIC = b"EDRTSLOT"
 _RETIRED = b"EDRTOVER"
 _GENERATION = struct.Struct("<Q")
@@ -123,12 +126,25 @@ def _seal(fd: int) -> None:
 
 
 def open_mapping(descriptor: Descriptor) -> Mapping:
+    path = f"/proc/{descriptor.pid}/fd/{descriptor.fd}"
+    try:
+        return _mapped(path, descriptor)
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise SharedMemoryError(
+                f"{path} cannot be mapped: {error.strerror}.", "Raise the limit (ulimit -n, ulimit -v).", shortage=True
+            ) from error
+        raise SharedMemoryError(f"{path} cannot be mapped: {error}.") from error
+
+
+def _mapped(path: str, descriptor: Descriptor) -> Mapping:
     import fcntl  # as in `_seal`
 
-    path = f"/proc/{descriptor.pid}/fd/{descriptor.fd}"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
         raise SharedMemoryError(
             f"the memory of process {descriptor.pid} cannot be opened: {error.strerror}.",
             "It is gone, or runs as another user or in another container: then send arrays in the messages.",
@@ -138,7 +154,7 @@ def open_mapping(descriptor: Descriptor) -> Mapping:
         if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             raise SharedMemoryError(f"{path} is not sealed memory of edgert.")
         view = mmap.mmap(fd, 0, mmap.MAP_SHARED | _POPULATE, mmap.PROT_READ)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise SharedMemoryError(f"{path} cannot be mapped: {error}.") from error
     finally:
         os.close(fd)
