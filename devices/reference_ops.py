@@ -167,6 +167,47 @@ def _recurrent(name: str, activations: tuple[str, ...]) -> Callable[[], type]:
     return make
 
 
+def _string_normalizer() -> type:
+    from onnx.reference.op_run import OpRun
+
+    class StringNormalizer(OpRun):
+        """Drops elements that are stopwords, then changes case (by the specification). The evaluator takes accents off,
+        drops empty texts and looks for stopwords inside of texts as well.
+        """
+
+        def _run(
+            self, x: Array, case_change_action: str = "NONE", is_case_sensitive: int = 0,
+            locale: str | None = None, stopwords: list[str] | None = None,
+        ) -> tuple[Array]:  # fmt: skip
+            if x.ndim == 2 and len(x) != 1:
+                raise ValueError("StringNormalizer takes texts of shape C or 1xC")
+            change: Any = {"LOWER": str.lower, "UPPER": str.upper, "NONE": str}[case_change_action]
+            alike: Any = str if is_case_sensitive else str.lower
+            dropped = {alike(word) for word in stopwords or ()}
+            kept = [change(text) for text in map(str, x.reshape(-1)) if alike(text) not in dropped]
+            made = np.array(kept or [""], dtype=object)
+            return (made if x.ndim == 1 else made[None],)
+
+    return StringNormalizer
+
+
+def _zip_map() -> type:
+    from onnx.reference.op_run import OpRun
+
+    class ZipMap(OpRun):
+        """Scores by label, a map for each row; the evaluator has none."""
+
+        op_domain = "ai.onnx.ml"
+
+        def _run(
+            self, x: Array, classlabels_int64s: list[int] | None = None, classlabels_strings: list[str] | None = None
+        ) -> tuple[list[dict[str | int, float]]]:
+            labels = classlabels_strings or classlabels_int64s or []
+            return ([dict(zip(labels, map(float, row), strict=True)) for row in np.atleast_2d(x)],)
+
+    return ZipMap
+
+
 _FIXES: tuple[tuple[int, Callable[[], type]], ...] = (  # for models of an opset below, class
     (13, _softmax),
     (13, _log_softmax),
@@ -176,6 +217,8 @@ _FIXES: tuple[tuple[int, Callable[[], type]], ...] = (  # for models of an opset
     (19, _dequantize_linear),
     (NEWEST, _lp_normalization),
     (NEWEST, _optional),
+    (NEWEST, _string_normalizer),
+    (NEWEST, _zip_map),
     (NEWEST, _recurrent("LSTM", ("Sigmoid", "Tanh", "Tanh"))),
     (NEWEST, _recurrent("GRU", ("Sigmoid", "Tanh"))),
     (NEWEST, _recurrent("RNN", ())),

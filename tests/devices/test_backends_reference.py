@@ -129,3 +129,37 @@ def test_a_result_of_another_rank_than_the_model_says_is_an_error(tmp_path):
                   [info("x")], [info("y", shape=(1,))])  # fmt: skip
     with pytest.raises(RunFailed, match="made 'y' of rank 2, the model says 1"):
         prepared("reference", source(proto, tmp_path)).run({"x": np.zeros((1, 4), np.float32)})
+
+
+def texts(given, tmp_path, **attributes):
+    """What a StringNormalizer makes of texts. ONNX Runtime's needs a locale that few machines have."""
+    node = helper.make_node("StringNormalizer", ["x"], ["y"], **attributes)
+    shape = np.shape(given)
+    proto = model(
+        [node], [info("x", TensorProto.STRING, shape)], [info("y", TensorProto.STRING, [None] * len(shape))],
+        ir_version=7, opset=13,
+    )  # fmt: skip
+    return answers("reference", proto, tmp_path, {"x": np.array(given, dtype=object)})["y"].tolist()
+
+
+def test_texts_keep_their_accents_and_lose_stopwords_alone(tmp_path):
+    given = ["The Cat", "", "Ü", "THE", "the"]
+    assert texts(given, tmp_path, case_change_action="LOWER", stopwords=["the"]) == ["the cat", "", "ü"]
+    asked = {"case_change_action": "UPPER", "stopwords": ["the"], "is_case_sensitive": 1}
+    assert texts(given, tmp_path, **asked) == ["THE CAT", "", "Ü", "THE"]
+    assert texts([["the", "the"]], tmp_path, stopwords=["the"]) == [[""]]
+
+
+@pytest.mark.parametrize("labels", [{"classlabels_strings": ["ant", "bee"]}, {"classlabels_int64s": [7, 9]}], ids=repr)
+def test_a_map_of_scores_is_that_of_onnxruntime(labels, tmp_path):
+    key = TensorProto.STRING if "classlabels_strings" in labels else TensorProto.INT64
+    maps = helper.make_sequence_type_proto(
+        helper.make_map_type_proto(key, helper.make_tensor_type_proto(TensorProto.FLOAT, ()))
+    )
+    node = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", **labels)
+    outputs = [helper.make_value_info("y", maps)]
+    proto = model([node], [info("x", shape=("n", 2))], outputs, ir_version=8, opset=17, domains=("ai.onnx.ml",))
+    feed = {"x": floats(3, 2)}
+    got, expected = (answers(name, proto, tmp_path, feed)["y"] for name in ("reference", "onnxruntime"))
+    assert got == expected
+    assert len(got) == 3
