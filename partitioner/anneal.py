@@ -3,6 +3,8 @@
 Simulated annealing (Kirkpatrick, Gelatt and Vecchi, Science 220, 1983) with fixed seeds, begun anew from the best at
 other heats. Its moves give a block, a run of blocks, a whole segment or the border of one to another target, or let two
 neighbours change places; for latency half of them begin on the longest path, since no other move can shorten it alone.
+Where each target runs one piece, annealings that shift borders and keep the order of the pieces (`borders`) take turns
+with those.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
+from edgert.partitioner.borders import Borders, accepts
 from edgert.partitioner.evaluate import cost_of, is_convex, pieces_of
 from edgert.partitioner.indexed import Indexed
 from edgert.partitioner.intervals import item_graph, item_orders
@@ -32,8 +35,8 @@ _LOADS_ROUNDS, _PIECES_ROUNDS, _ROUNDS = 60_000, 12_000, 4_000
 _LENGTHS = (1, 1, 1, 2, 3, 5, 8, 13)
 _LOOK_EVERY = 40
 """Rounds after which the longest path is looked up again."""
-Walk: TypeAlias = "Callable[[Sequence[int], float, random.Random, Iterator[float]], list[int]]"
-"""(start, its cost, chance, heats as shares of that cost) -> the best that was met."""
+Walk: TypeAlias = "Callable[[Sequence[int], float, random.Random, Iterator[float]], list[int] | None]"
+"""(start, its cost, chance, heats as shares of that cost) -> the best that was met, None if it cannot start there."""
 
 
 def anneal(
@@ -51,14 +54,17 @@ def anneal(
         left_s: seconds that are left; asked now and then.
         rounds: moves of one annealing; 0 for a number that suits the rules.
     """
-    walk, usual = _walk(indexed)
+    walks, usual = _walks(indexed)
     best, best_cost, idle = list(start), cost, 0
     for number in itertools.count():
-        heat = _HEATS[number % len(_HEATS)]
+        walk, heat = walks[number % len(walks)], _HEATS[number // len(walks) % len(_HEATS)]
         # Each one in vain is followed by one that cools twice as slowly.
         heats = (heat * share for share in _cooling((rounds or usual) << idle, left_s))
         begin = (best, best_cost) if number % _AFRESH else (start, cost)
         found = walk(*begin, random.Random(_SEED + number), heats)
+        if found is None:
+            walks = [other for other in walks if other is not walk]
+            continue
         found_cost = cost_of(indexed, indexed.spread(found))
         idle = 0 if found_cost < best_cost * (1 - 1e-9) else idle + 1
         if found_cost < best_cost:
@@ -81,22 +87,18 @@ def _cooling(rounds: int, left_s: Callable[[], float]) -> Iterator[float]:
         yield (1 - share) ** 2
 
 
-def _walk(indexed: Indexed) -> tuple[Walk, int]:
-    """How to anneal under the problem's rules, and how many rounds suit that."""
+def _walks(indexed: Indexed) -> tuple[list[Walk], int]:
+    """Ways to anneal under the problem's rules, to be taken in turns, and how many rounds suit them."""
     problem = indexed.problem
     linked = all(math.isfinite(time) for wire in indexed.wires for row in wire.times for time in row)
     plain = not any(indexed.launch) and problem.most_segments is None
     if problem.objective == "throughput" and linked and plain:
-        return _LoadsWalk(indexed), _LOADS_ROUNDS
+        borders: list[Walk] = [] if problem.pieces == "many" else [Borders(indexed)]
+        return [*borders, _LoadsWalk(indexed)], _LOADS_ROUNDS
     if fits_quotient(indexed):
         quotient = Quotient(indexed)
-        return _Walk(indexed, quotient.cost, quotient.critical), _PIECES_ROUNDS
-    return _Walk(indexed, lambda assignment: cost_of(indexed, indexed.spread(assignment))), _ROUNDS
-
-
-def _accepts(change: float, heat: float, chance: random.Random) -> bool:
-    """Whether to go on from a move that changes the cost by so much."""
-    return change <= 0 or (heat > 0 and chance.random() < math.exp(-change / heat))
+        return [Borders(indexed, quotient), _Walk(indexed, quotient.cost, quotient.critical)], _PIECES_ROUNDS
+    return [_Walk(indexed, lambda assignment: cost_of(indexed, indexed.spread(assignment)))], _ROUNDS
 
 
 def _neighbours(indexed: Indexed) -> list[list[int]]:
@@ -130,7 +132,7 @@ class _LoadsWalk:
             for item in items:
                 loads.move(item, target)
             then = loads.height(scale)
-            if not (_accepts(then - now, heat, chance) and loads.valid() and self._formed(loads.place, old, target)):
+            if not (accepts(then - now, heat, chance) and loads.valid() and self._formed(loads.place, old, target)):
                 for item in items:
                     loads.move(item, old)
                 continue
@@ -195,7 +197,7 @@ class _Walk:
             if moved is None:
                 continue
             moved_cost = self.cost(moved)
-            if _accepts(moved_cost - now_cost, heat * cost, chance):
+            if accepts(moved_cost - now_cost, heat * cost, chance):
                 now, now_cost = moved, moved_cost
                 if now_cost < best_cost:
                     best, best_cost = list(now), now_cost

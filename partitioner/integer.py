@@ -13,8 +13,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,9 +158,9 @@ class Programme:
         for number, value in self.hints.items():
             self.model.add_hint(self.model.get_int_var_from_proto_index(number), value)
 
-    def solve(self, objective: Any, deadline: float) -> Answer:
-        """Minimise `objective` (in ticks) until `deadline` (of `time.monotonic`); when that is past, find nothing."""
-        limit_s = deadline - _CLOSING_S - time.monotonic()
+    def solve(self, objective: Any, left_s: Callable[[], float]) -> Answer:
+        """Minimise `objective` (in ticks) in the seconds that are left; where that are none, find nothing."""
+        limit_s = left_s() - _CLOSING_S
         if limit_s <= 0:
             return Answer(None, 0.0, False)
         self.model.minimize(objective)
@@ -183,14 +182,14 @@ class Programme:
         return Answer(found, bound, False)
 
 
-def solve_throughput(indexed: Indexed, start: Sequence[int] | None, cost: float, deadline: float) -> Answer:
+def solve_throughput(indexed: Indexed, start: Sequence[int] | None, cost: float, left_s: Callable[[], float]) -> Answer:
     """The smallest largest load, from the valid assignment `start` of that cost.
 
     Args:
         indexed: the problem.
         start: None when no valid assignment is known.
         cost: of `start`, else one that some assignment is known not to exceed, if there is any.
-        deadline: of `time.monotonic`, for the search to end.
+        left_s: seconds that are left; asked when the programme is stated.
 
     Where each segment has a launch cost, or their number is limited, 'many' is bounded from below: one segment is
     counted for each target. The caller evaluates what it gets.
@@ -213,7 +212,7 @@ def solve_throughput(indexed: Indexed, start: Sequence[int] | None, cost: float,
     programme.add_limits(used)
     if hinted:
         programme.hint(began)
-    return programme.solve(top, deadline)
+    return programme.solve(top, left_s)
 
 
 def renamed(indexed: Indexed, start: Sequence[int]) -> list[int]:

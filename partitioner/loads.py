@@ -1,4 +1,9 @@
-"""Loads of devices and links under any split, kept up to date while items move: for local search on throughput."""
+"""Loads of devices and links under any split, kept up to date while items move: for local search on throughput.
+
+A value costs something for each device that reads it, however many blocks do so there. So for each value and device the
+readers are counted, and only the first to come and the last to go change a load: a move takes a time proportional
+to the values at the moved blocks, whatever the number of devices.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +20,28 @@ class Loads:
     def __init__(self, indexed: Indexed, start: Sequence[int]) -> None:
         self.indexed = indexed
         self.place = list(start)
-        devices = len(indexed.capacity)
-        self.devices = devices
+        devices = self.devices = len(indexed.capacity)
         self.host = [False] * devices
         for t, host in enumerate(indexed.host):
             self.host[indexed.device_of[t]] = host
         self.on_device = indexed.problem.transfers == "device"
-        self.readers = [[0] * devices for _ in indexed.wires]
-        """[wire][device] -> blocks there that read it."""
+        self.counted = range(0, devices * devices, devices + 1 if self.on_device else 1)
+        """Indices of `loads` that can be other than 0."""
         self.loads = [0.0] * (devices * devices)
         """[a * devices + b]: of a link; of a device where a = b."""
         self.held = [0.0] * devices
         self.energy = 0.0
+        self.home = [0] * len(indexed.wires)
+        """[wire] -> device of its source."""
+        self.readers = [[0] * devices for _ in indexed.wires]
+        """[wire][device] -> blocks there that read it."""
+        self.away = [0] * len(indexed.wires)
+        """[wire] -> devices but its source's that read it."""
         device_of = [indexed.device_of[t] for t in indexed.spread(start)]
         for number, wire in enumerate(indexed.wires):
+            self.home[number] = device_of[wire.source]
             for sink in wire.sinks:
-                self.readers[number][device_of[sink]] += 1
-            self._charge(number, device_of[wire.source], 1)
+                self._read(number, device_of[sink])
         for item, t in enumerate(start):
             self._settle(item, t, 1)
 
@@ -43,46 +53,62 @@ class Loads:
         self.held[d] += sign * self.indexed.item_memory[item]
         self.energy += sign * self.indexed.watts[target] * cost
 
-    def _charge(self, number: int, home: int, sign: int) -> None:
-        """Add or take off what one wire costs as things stand."""
-        times = self.indexed.wires[number].times[home]
-        away = 0.0
-        for d, readers in enumerate(self.readers[number]):
-            if readers and d != home:
-                if not self.on_device:
-                    self.loads[home * self.devices + d] += sign * times[d]
-                elif not self.host[d]:
-                    self.loads[d * self.devices + d] += sign * times[d]
-                away = max(away, times[d])
-        if self.on_device and not self.host[home]:
-            self.loads[home * self.devices + home] += sign * away
+    def _read(self, number: int, d: int) -> None:
+        """One block more on device d reads the wire."""
+        readers = self.readers[number]
+        readers[d] += 1
+        if readers[d] == 1 and d != self.home[number]:
+            self._charge(number, d, 1)
+
+    def _leave(self, number: int, d: int) -> None:
+        """One block less on device d reads the wire."""
+        readers = self.readers[number]
+        readers[d] -= 1
+        if not readers[d] and d != self.home[number]:
+            self._charge(number, d, -1)
+
+    def _charge(self, number: int, d: int, sign: int) -> None:
+        """Device d, another than the source's, begins (1) or ceases (-1) to read the wire."""
+        home = self.home[number]
+        time = self.indexed.wires[number].times[home][d]
+        if not self.on_device:
+            self.loads[home * self.devices + d] += sign * time
+            return
+        if not self.host[d]:
+            self.loads[d * self.devices + d] += sign * time
+        before = self.away[number]
+        self.away[number] = before + sign
+        # The source's device hands it over once, whoever reads it; under these rules a value's time is one number.
+        if not (before and self.away[number]) and not self.host[home]:
+            self.loads[home * self.devices + home] += sign * time
+
+    def _rehome(self, number: int, d: int) -> None:
+        """The wire's source goes to device d."""
+        reading = [other for other, readers in enumerate(self.readers[number]) if readers]
+        for other in reading:
+            if other != self.home[number]:
+                self._charge(number, other, -1)
+        self.home[number] = d
+        for other in reading:
+            if other != d:
+                self._charge(number, other, 1)
 
     def move(self, item: int, target: int) -> None:
         """Put the item on the target."""
         indexed = self.indexed
         old = self.place[item]
-        before, after = indexed.device_of[old], indexed.device_of[target]
         self._settle(item, old, -1)
         self._settle(item, target, 1)
         self.place[item] = target
+        before, after = indexed.device_of[old], indexed.device_of[target]
         if before == after:
             return
-        touched: dict[int, int] = {}  # wire -> device of its source before
         for block in indexed.items[item]:
             for number in indexed.wires_from[block]:
-                touched[number] = before
+                self._rehome(number, after)
             for number in indexed.wires_into[block]:
-                source = indexed.item_of[indexed.wires[number].source]
-                touched.setdefault(number, before if source == item else indexed.device_of[self.place[source]])
-        for number, home in touched.items():
-            self._charge(number, home, -1)
-        for block in indexed.items[item]:
-            for number in indexed.wires_into[block]:
-                self.readers[number][before] -= 1
-                self.readers[number][after] += 1
-        for number in touched:
-            source = indexed.item_of[indexed.wires[number].source]
-            self._charge(number, indexed.device_of[self.place[source]], 1)
+                self._leave(number, before)
+                self._read(number, after)
 
     def valid(self) -> bool:
         """Whether memory and energy keep their limits."""
@@ -90,6 +116,20 @@ class Loads:
         fits = all(held <= limit for held, limit in zip(self.held, self.indexed.capacity, strict=True))
         return fits and (most is None or self.energy <= most)
 
+    def top(self) -> float:
+        """The largest load."""
+        return max(self.loads)
+
+    def critical(self) -> list[int]:
+        """As a gauge of `borders`: not known."""
+        return []
+
     def height(self, scale: float) -> float:
         """A smooth stand-in for the largest load over `scale`, in which a second largest one counts too."""
-        return float(sum((abs(load) / scale) ** 8 for load in self.loads) ** 0.125)
+        total = 0.0
+        for number in self.counted:
+            share = self.loads[number] / scale
+            share *= share
+            share *= share
+            total += share * share
+        return float(total**0.125)

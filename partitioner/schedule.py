@@ -10,7 +10,7 @@ only when all that they read is there and pay a launch, can only be later, so th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgert.partitioner.indexed import Indexed
@@ -19,7 +19,7 @@ from edgert.partitioner.integer import TICKS, Answer, Programme, renamed
 __all__ = ["solve_schedule"]
 
 
-def solve_schedule(indexed: Indexed, start: Sequence[int], cost: float, deadline: float) -> Answer:
+def solve_schedule(indexed: Indexed, start: Sequence[int], cost: float, left_s: Callable[[], float]) -> Answer:
     """A placement whose blocks, scheduled one by one, end earliest; from the valid assignment `start` of that cost."""
     if cost <= 0.0:
         return Answer(list(start), 0.0, False)
@@ -48,7 +48,7 @@ def solve_schedule(indexed: Indexed, start: Sequence[int], cost: float, deadline
             model.add_cumulative([interval for interval, _ in found], [need for _, need in found], lanes)
     _add_transfers(programme, starts, ends, top)
     programme.hint(began)
-    return programme.solve(end, deadline)
+    return programme.solve(end, left_s)
 
 
 def _add_transfers(programme: Programme, starts: Sequence[Any], ends: Sequence[Any], top: int) -> None:

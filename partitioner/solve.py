@@ -34,16 +34,18 @@ _TINY = 20_000
 _FEWEST = 200_000
 """Most placements that are still gone through one by one when no integer programme states the rules."""
 _SEARCH_S = 1.2
-"""Most time for starts and local search before an integer programme takes over."""
+"""Most time for starts, and again for local search, before an integer programme takes over."""
+_START_SHARE, _SEARCH_SHARE = 6, 3
+"""Of the time that is left, as divisors: little time is better spent on few starts and a longer search."""
 _BESIDE_S = 2.0
 """Least time for local search beside a programme, of which it has a quarter: proofs need the processor, too."""
 _MOST_ITEMS = 1_000
 """Local search that costs each move in full gets more than its first share of the time on fewer items only."""
 _PROGRAMME_PER_S = 2_500
-"""Items x targets that an integer programme can be stated for in a second, with time left to search."""
+"""Items x targets that an integer programme can be stated for in a second of a whole core, with time left to search."""
 
 
-def solve(problem: Problem, time_limit_s: float = 60.0) -> Solution:
+def solve(problem: Problem, time_limit_s: float = 60.0, clock: Callable[[], float] = time.monotonic) -> Solution:
     """The best placement found in the time, with the proof of how far it can be from the optimum.
 
     1. Blocks are joined where that is free (`contract`); what no placement can keep is refused.
@@ -56,44 +58,53 @@ def solve(problem: Problem, time_limit_s: float = 60.0) -> Solution:
 
     The same problem gives the same answer where the time suffices; where it does not, the machine's speed shows.
 
+    Args:
+        problem: what to place.
+        time_limit_s: by the clock.
+        clock: seconds; one that counts a thread's own time makes answers of a loaded machine like those of a quiet one.
+
     Raises:
         Infeasible: no placement keeps the limits, or none was found in the time (the message says which).
         OptionError: the time limit is not positive, or the problem is malformed.
     """
     if not time_limit_s > 0:
         raise OptionError(f"time limit {time_limit_s} s is not positive.", "Give some seconds.")
-    began = time.monotonic()
+    began = clock()
     smaller = contract(problem)
     indexed = index(smaller.problem)
-    closing_s = min(2.5 * (time.monotonic() - began), time_limit_s / 2)  # the answer is costed on the whole problem
-    work = _Work(indexed, began + time_limit_s - closing_s)
+    joined = len(smaller.problem.blocks) < len(problem.blocks)
+    # Where blocks were joined, the answer is costed on the whole problem once more.
+    closing_s = min((2.5 if joined else 0.5) * (clock() - began), time_limit_s / 2)
+    work = _Work(indexed, began + time_limit_s - closing_s, clock)
     work.run()
     assignment = work.best
     if assignment is None:
-        raise nothing_found(work.indexed, work.proved_empty, time.monotonic() - began)
+        raise nothing_found(work.indexed, work.proved_empty, clock() - began)
     placement = smaller.expand(work.indexed.named(assignment))
     placement = {block.id: placement[block.id] for block in problem.blocks}
-    cost = evaluate(problem, placement).cost
+    cost = evaluate(problem, placement).cost if joined else work.cost
     bound = cost if work.exact else min(cost, max(0.0, work.bound))
     _log.debug("placed %d blocks by %s: %g, bound %g", len(problem.blocks), work.used, cost, bound)
-    return Solution(placement, cost, bound, time.monotonic() - began, " + ".join(work.used))
+    return Solution(placement, cost, bound, clock() - began, " + ".join(work.used))
 
 
 class _Work:
     """One problem while it is solved: the best so far, and what is known of the optimum."""
 
-    def __init__(self, indexed: Indexed, deadline: float) -> None:
+    def __init__(self, indexed: Indexed, deadline: float, clock: Callable[[], float]) -> None:
         fault = find_fault(indexed)
         if fault is not None:
             raise fault
         self.indexed = indexed
         self.deadline = deadline
+        self.clock = clock
         self.best: list[int] | None = None
         self.cost = math.inf
         self.bound = max(lower_bound(indexed), pieces_bound(indexed))
         self.exact = False
         self.proved_empty = False
         self.used: list[str] = []
+        self._since = clock(), time.thread_time()
         self._programmed = False  # whether an integer programme searched to the end of the time
 
     def until(self, seconds: float) -> Callable[[], bool]:
@@ -103,12 +114,18 @@ class _Work:
 
     def within(self, seconds: float) -> Callable[[], float]:
         """As `until`: the seconds that are left."""
-        end = min(self.deadline, time.monotonic() + seconds)
-        return lambda: end - time.monotonic()
+        end = min(self.deadline, self.clock() + seconds)
+        return lambda: end - self.clock()
 
     @property
     def left_s(self) -> float:
-        return self.deadline - time.monotonic()
+        return self.deadline - self.clock()
+
+    @property
+    def core(self) -> float:
+        """The share of a core that this thread has had: other work may leave it little."""
+        passed_s, used_s = self.clock() - self._since[0], time.thread_time() - self._since[1]
+        return min(1.0, used_s / passed_s) if passed_s > 0 else 1.0
 
     @property
     def done(self) -> bool:
@@ -146,7 +163,7 @@ class _Work:
         if placements <= _TINY:
             self._go_through_all(self.left_s)
         if not self.done and self.best is not None:
-            self._improve(self.within(min(_SEARCH_S, self.left_s / (8 if integer.available() else 2))))
+            self._improve(self.within(min(_SEARCH_S, self.left_s / _SEARCH_SHARE)))
         if not self.done and integer.available():
             self._programme()
         if not self.done and placements <= _FEWEST:
@@ -184,7 +201,7 @@ class _Work:
             self.proved_empty = found is None
 
     def _start(self) -> None:
-        more = self.until(min(_SEARCH_S, self.left_s / 2))
+        more = self.until(min(_SEARCH_S, self.left_s / _START_SHARE))
         for start in starts(self.indexed, more):
             self.offer(start, "starts")
             if not more() and self.best is not None:
@@ -210,23 +227,23 @@ class _Work:
     def _programme(self) -> None:
         indexed, problem = self.indexed, self.indexed.problem
         size = len(indexed.items) * len(indexed.device_of)
-        if size > _PROGRAMME_PER_S * self.left_s:
+        if size > _PROGRAMME_PER_S * self.left_s * self.core:
             return
         if problem.objective == "throughput" or self.best is None:
             throughput = problem.objective == "throughput"
             worst = self.cost if self.best is not None else _worst(indexed)
-            answer = self._beside(partial(integer.solve_throughput, indexed, self.best, worst, self.deadline))
+            answer = self._beside(partial(integer.solve_throughput, indexed, self.best, worst, self.within(math.inf)))
             self.proved_empty = answer.infeasible and self.best is None
             self._take(answer, "integer", throughput)
             if throughput or self.best is None or self.done:
                 return
         if fits_timeline(indexed):
-            solving = partial(solve_timeline, indexed, self.best, self.cost, self.deadline)
+            solving = partial(solve_timeline, indexed, self.best, self.cost, self.within(math.inf))
             self._take(self._beside(solving), "timeline", True)
         elif problem.transfers != "device":
             share = 0.6 if problem.pieces == "many" else 1.0
-            end = time.monotonic() + share * self.left_s
-            self._take(self._beside(partial(solve_schedule, indexed, self.best, self.cost, end)), "schedule", True)
+            solving = partial(solve_schedule, indexed, self.best, self.cost, self.within(share * self.left_s))
+            self._take(self._beside(solving), "schedule", True)
             self._programmed = False
 
     def _beside(self, programme: Callable[[], integer.Answer]) -> integer.Answer:

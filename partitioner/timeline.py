@@ -8,7 +8,7 @@ cost of the costliest path up to it, with the transfers on it, and no piece ends
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgert.partitioner.indexed import Indexed
@@ -26,11 +26,11 @@ def fits_timeline(indexed: Indexed) -> bool:
     return problem.transfers in ("device", "free") and problem.pieces == "one" and alike and plain
 
 
-def solve_timeline(indexed: Indexed, start: Sequence[int], cost: float, deadline: float) -> Answer:
+def solve_timeline(indexed: Indexed, start: Sequence[int], cost: float, left_s: Callable[[], float]) -> Answer:
     """The earliest end of one request, from the valid assignment `start` of that cost. Requires `fits_timeline`."""
     if cost <= 0.0:
         return Answer(list(start), 0.0, False)
-    return _Timeline(indexed, start, cost).solve_for(deadline)
+    return _Timeline(indexed, start, cost).solve_for(left_s)
 
 
 class _Timeline:
@@ -52,14 +52,14 @@ class _Timeline:
     def _time(self) -> Any:
         return self.model.new_int_var(0, self.top, "")
 
-    def solve_for(self, deadline: float) -> Answer:
+    def solve_for(self, left_s: Callable[[], float]) -> Answer:
         """State everything, then solve."""
         self._add_order()
         self._add_loads()
         self._add_blocks()
         self._hint_times()
         self.programme.hint(self.start)
-        return self.programme.solve(self.end, deadline)
+        return self.programme.solve(self.end, left_s)
 
     def at(self, block: int, k: int) -> Any:
         """Whether the block is on the k-th accelerator."""
