@@ -2,11 +2,10 @@
 
     python -m bench.hop [--rounds 200] [--json]
 
-A hop is the time from the producer's run returning to the consumer's run being ready to start, its input at hand. The
-producer is an ONNX Runtime session that writes fresh numbers each time, into a slot of shared memory; what travels is
-a descriptor, over the sockets that executors use. Beside it, in the same rounds: the same bytes as a message of plain
-pyzmq (a copy in, a copy out), and the hop between two threads over `inproc`. Sizes and ways take turns, a few hops
-each, so what slows the machine for a while slows all of them.
+A hop is the time from the producer's run returning to the consumer's run starting, in two executors that a pipeline
+started (`bench.hop_executors`): processes with a core each (ipc), or threads (inproc). The producer is an ONNX Runtime
+session that writes fresh numbers each time. Beside it, in the same rounds: the same bytes as a message of plain pyzmq
+(a copy in, a copy out). Sizes and ways take turns, a few hops each, so what slows the machine for a while slows all.
 
 Asked for: at most 150 us at every size over ipc, the slowest size within 1.5 times the fastest; at most 60 us over
 inproc.
@@ -22,7 +21,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,15 +33,13 @@ import onnx
 import zmq
 from onnx import TensorProto, helper
 
+from bench.hop_executors import handed
 from edgert.devices import backend
-from edgert.devices.backend import Runnable, Source, into
+from edgert.devices.backend import Runnable, Source
 from edgert.formats import open_model
 from edgert.machine import Device
 from edgert.profile import Target
-from edgert.tensor import Array, DType
-from edgert.transport.messages import Bye, Descriptor, Done, Free, Hello, Work
-from edgert.transport.shm import Pool, Reader, Slot
-from edgert.transport.sockets import Inbox, Outbox
+from edgert.tensor import Array
 
 SIZES = tuple(4096 << (2 * step) for step in range(7))
 """Bytes: 4 KB to 16 MB."""
@@ -57,8 +53,8 @@ _AGAIN = 3
 _PATIENCE_S = 60.0
 _ANSWER = struct.Struct("<dd")
 
-Hand = Callable[[Runnable, int], float]
-"""Runs the producer and hands its output over; seconds of the hop."""
+Hand = Callable[[int, int], float]
+"""Makes a value of some size from some number and hands it over; seconds of the hop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +72,11 @@ class Hop:
 
 def measure(rounds: int) -> list[Hop]:
     """All ways at all sizes, interleaved."""
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as end:
-        producers = {size: producer(Path(folder), size) for size in SIZES}
+    with ExitStack() as end:
         ways: dict[str, Hand] = {
-            "ipc": end.enter_context(_to_process()),
-            "inproc": end.enter_context(_to_thread()),
-            PLAIN: end.enter_context(_plainly(Path(folder))),
+            "ipc": end.enter_context(handed(SIZES, "ipc")),
+            "inproc": end.enter_context(handed(SIZES, "inproc")),
+            PLAIN: end.enter_context(_plainly()),
         }
         taken: dict[tuple[str, int], list[float]] = {(way, size): [] for way in ways for size in SIZES}
         gc.disable()  # a collection in the middle of a hop would be charged to it
@@ -89,8 +84,8 @@ def measure(rounds: int) -> list[Hop]:
             for number in range(rounds + _WARM):
                 for size in SIZES:
                     for way, hand in ways.items():
-                        hand(producers[size], number)  # a stream: what ran before this size is not its affair
-                        taken[way, size] += [hand(producers[size], number + again) for again in range(_AGAIN)]
+                        hand(size, number)  # a stream: what ran before this size is not its affair
+                        taken[way, size] += [hand(size, number + again) for again in range(_AGAIN)]
         finally:
             gc.enable()
     return [_summary(way, size, times[_WARM * _AGAIN :]) for (way, size), times in taken.items()]
@@ -114,111 +109,19 @@ def producer(folder: Path, size: int) -> Runnable:
     return backend("onnxruntime").prepare(source, target, Device("cpu:0", "cpu", "this CPU", 0))
 
 
-class Sender:
-    """The producing executor's end: its pool, its inbox, its way to the consumer."""
-
-    def __init__(self, own: str, other: str) -> None:
-        self.inbox, self.outbox, self.pool = Inbox(own), Outbox(other), Pool(1 << 27)
-        self._reader = other
-        self.outbox.ready(time.monotonic() + _PATIENCE_S)
-        self.outbox.send(Hello("sender", self.inbox.endpoint, 0, "", 0))
-
-    def hand(self, runnable: Runnable, number: int) -> float:
-        """As `Hand`. The slot is free again when this returns."""
-        slots: list[Slot] = []
-
-        def place(name: str, dtype: DType, shape: tuple[int, ...]) -> Array:
-            slots.append(self.pool.take(dtype, shape, deadline_s=time.monotonic() + _PATIENCE_S))
-            return slots[-1].array
-
-        into(runnable)({"x": _number(number)}, place)
-        returned_s = time.perf_counter()
-        descriptor = slots[-1].publish([self._reader])
-        self.outbox.send(Work(number, 0, None, 1, "consumer", {"y": descriptor}, self.inbox.endpoint))
-        ready_s = None
-        while ready_s is None or self.pool.published:
-            received = self.inbox.receive(time.monotonic() + _PATIENCE_S)
-            if received is None:
-                raise TimeoutError("the consumer does not answer")
-            match received.message:
-                case Done(facts=facts):
-                    ready_s = _checked(facts["ready_s"], facts["got"], number)
-                case Free(reader=reader, slots=freed):
-                    self.pool.release(reader, *freed)
-                case other:
-                    raise AssertionError(f"{other} is no answer")
-        return ready_s - returned_s
-
-    def close(self) -> None:
-        """Tell the consumer to end, and end."""
-        self.outbox.send(Bye("sender", 0))
-        time.sleep(0.05)  # what is on its way is lost with the socket
-        self.outbox.close()
-        self.inbox.close()
-        self.pool.close()
-
-
-def consume(inbox: Inbox) -> None:
-    """The consuming executor's end, until `Bye`."""
-    reader = Reader()
-    outbox: Outbox | None = None
-    while True:
-        received = inbox.receive()
-        assert received is not None
-        match received.message:
-            case Hello(endpoint=endpoint):
-                outbox = Outbox(endpoint)
-                outbox.ready(time.monotonic() + _PATIENCE_S)
-            case Work(request=number, values=values):
-                descriptor = values["y"]
-                assert isinstance(descriptor, Descriptor)
-                array = reader.view(descriptor)
-                ready_s = time.perf_counter()
-                got = float(array.min()) if array.min() == array.max() else float("nan")
-                reader.check(descriptor)
-                assert outbox is not None
-                outbox.send(Free(inbox.endpoint, (descriptor.slot,)))
-                outbox.send(Done(number, 0, "consumer", {}, "", {"ready_s": ready_s, "got": got}))
-            case Bye():
-                if outbox is not None:
-                    outbox.close()
-                inbox.close()
-                return
-
-
 @contextmanager
-def _to_process() -> Iterator[Hand]:
-    with _running("consume") as (endpoint, _):
-        sender = Sender("ipc://*", endpoint)
-        try:
-            yield sender.hand
-        finally:
-            sender.close()
-
-
-@contextmanager
-def _to_thread() -> Iterator[Hand]:
-    inbox = Inbox("inproc://hop-consumer")
-    thread = threading.Thread(target=consume, args=(inbox,))
-    thread.start()
-    sender = Sender("inproc://hop-producer", inbox.endpoint)
-    try:
-        yield sender.hand
-    finally:
-        sender.close()
-        thread.join()
-
-
-@contextmanager
-def _plainly(folder: Path) -> Iterator[Hand]:
+def _plainly() -> Iterator[Hand]:
     """The same bytes as messages: what one gets without shared memory."""
-    running = _running("echo", f"ipc://{folder}/plain")
-    with running as (endpoint, _), zmq.Context() as context, context.socket(zmq.PAIR) as pair:
+    with ExitStack() as end:
+        folder = end.enter_context(tempfile.TemporaryDirectory())
+        producers = {size: producer(Path(folder), size) for size in SIZES}
+        end.enter_context(_echoing(f"ipc://{folder}/plain"))
+        pair = end.enter_context(end.enter_context(zmq.Context()).socket(zmq.PAIR))
         pair.linger = 0
-        pair.connect(endpoint)
+        pair.connect(f"ipc://{folder}/plain")
 
-        def hand(runnable: Runnable, number: int) -> float:
-            array = runnable.run({"x": _number(number)})["y"]
+        def hand(size: int, number: int) -> float:
+            array = producers[size].run({"x": _number(number)})["y"]
             returned_s = time.perf_counter()
             pair.send(array)
             ready_s, got = _ANSWER.unpack(pair.recv())
@@ -240,17 +143,18 @@ def echo(endpoint: str) -> None:
             ready_s = time.perf_counter()
             pair.send(_ANSWER.pack(ready_s, array.min() if array.min() == array.max() else float("nan")))
         pair.send(b"")
-        time.sleep(0.05)  # as in `Sender.close`
+        time.sleep(0.05)  # what is on its way is lost with the socket
 
 
 @contextmanager
-def _running(role: str, argument: str = "") -> Iterator[tuple[str, int]]:
-    """A consumer in a process of its own: its endpoint and process number."""
-    command = [sys.executable, "-m", "bench.hop", "--role", role, "--endpoint", argument]
+def _echoing(endpoint: str) -> Iterator[None]:
+    """`echo` in a process of its own."""
+    command = [sys.executable, "-m", "bench.hop", "--echo", endpoint]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield process.stdout.readline().strip(), process.pid
+            process.stdout.readline()
+            yield
             process.wait(_PATIENCE_S)
         finally:
             process.kill()
@@ -301,16 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.hop", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--role", choices=("consume", "echo"), help=argparse.SUPPRESS)
-    parser.add_argument("--endpoint", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--echo", default="", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.role == "consume":
-        inbox = Inbox("ipc://*")
-        sys.stdout.write(f"{inbox.endpoint}\n")
-        sys.stdout.flush()
-        consume(inbox)
-    elif options.role == "echo":
-        echo(options.endpoint)
+    if options.echo:
+        echo(options.echo)
     else:
         show(measure(options.rounds), options.json)
 

@@ -11,9 +11,8 @@ import struct
 import tempfile
 import threading
 import time
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -40,6 +39,7 @@ from edgert.transport.messages import Leg
 
 _RECORD = struct.Struct("<dd")
 """A run: when it started and when it returned, on `time.perf_counter`, which all processes share."""
+_PATIENCE_S = 60.0
 _FOLDER = "EDGERT_BENCH_HOP"
 _TARGET = Target("onnxruntime", "cpu:0", "f32", 1)
 
@@ -72,17 +72,14 @@ class StampingHosted(Hosted):
 SERVICE = "bench.hop_executors:StampingHosted"
 
 
-def measure(sizes: Sequence[int], rounds: int, warm: int, again: int, transport: Transport) -> dict[int, list[float]]:
-    """Seconds of each hop by size, sizes interleaved.
+@contextmanager
+def handed(sizes: Sequence[int], transport: Transport) -> Iterator[Callable[[int, int], float]]:
+    """What hands a value of some size, made from some number, from one executor to the other: seconds of the hop.
 
     Args:
-        sizes: bytes of the value that is handed on.
-        rounds: over all sizes.
-        warm: rounds before them that do not count.
-        again: hops of one size that are timed in a round, after one that is not.
+        sizes: bytes of the value.
         transport: ipc: two processes; inproc: two threads.
     """
-    asked: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
     with ExitStack() as end:
         folder = Path(end.enter_context(tempfile.TemporaryDirectory()))
         end.enter_context(mock.patch.dict(os.environ, {_FOLDER: str(folder)}))
@@ -92,34 +89,44 @@ def measure(sizes: Sequence[int], rounds: int, warm: int, again: int, transport:
         pipelines = {size: _pipeline(folder, size, fleet) for size in sizes}
         for pipeline in pipelines.values():
             end.callback(pipeline.close)
-        for number in range(warm + rounds):
-            for size, pipeline in pipelines.items():
-                times = [_ask(pipeline, number + turn) for turn in range(again + 1)]
-                if number >= warm:
-                    asked[size] += times[1:]
-        spans = sorted(
-            span for path in folder.glob("*.spans") for span in _RECORD.iter_unpack(path.read_bytes())
-        )  # fmt: skip
-    starts = [started_s for started_s, _ in spans]
-    return {size: [_hop(spans, starts, *window) for window in windows] for size, windows in asked.items()}
+        spans = _Spans(folder)
+
+        def hand(size: int, number: int) -> float:
+            asked_s = time.perf_counter()
+            made = pipelines[size].run({"x": np.full((1, 1), number + 1, np.float32)})
+            answered_s = time.perf_counter()
+            assert made.outputs["y"] == number + 1, made
+            assert not made.reason, made.reason
+            (_, returned_s), (started_s, ended_s) = spans.since(asked_s)
+            assert returned_s < started_s < ended_s < answered_s, "these are not the two runs of one request"
+            return started_s - returned_s
+
+        yield hand
 
 
-def _ask(pipeline: StagedPipeline, number: int) -> tuple[float, float]:
-    """One request, its answer checked: when it was asked and answered."""
-    before_s = time.perf_counter()
-    made = pipeline.run({"x": np.full((1, 1), number + 1, np.float32)})
-    after_s = time.perf_counter()
-    assert made.outputs["y"] == number + 1, made
-    assert not made.reason, made.reason
-    return before_s, after_s
+class _Spans:
+    """What the executors wrote down."""
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: dict[Path, int] = {}
 
-def _hop(spans: Sequence[tuple[float, float]], starts: Sequence[float], asked_s: float, answered_s: float) -> float:
-    """From the first run's return to the second one's start, of the two runs of a request."""
-    first = bisect_left(starts, asked_s)
-    (_, returned_s), (started_s, ended_s) = spans[first : first + 2]
-    assert asked_s < returned_s < started_s < ended_s < answered_s, "these are not the two runs of one request"
-    return started_s - returned_s
+    def since(self, moment_s: float) -> list[tuple[float, float]]:
+        """The two runs that started after that, in order. The last one is written after its answer left."""
+        found: list[tuple[float, float]] = []
+        limit_s = moment_s + _PATIENCE_S
+        while len(found) < 2:
+            assert time.perf_counter() < limit_s, f"runs that were written down: {found}"
+            found += [span for path in self._folder.glob("*.spans") for span in self._new(path) if span[0] > moment_s]
+        return sorted(found)
+
+    def _new(self, path: Path) -> Iterator[tuple[float, float]]:
+        start = self._read.get(path, 0)
+        with path.open("rb") as file:
+            file.seek(start)
+            records = file.read()
+        self._read[path] = start + len(records)
+        yield from _RECORD.iter_unpack(records)
 
 
 def _pipeline(folder: Path, size: int, fleet: Fleet) -> StagedPipeline:
