@@ -109,7 +109,7 @@ class Executor:
         for thread in threads:
             thread.start()
         try:
-            while not (self._draining.is_set() and not self._waiting and not self._preparer.under_way):
+            while not self._finished():
                 self._receive()
                 if self._waiting:
                     self._run(self._waiting.pop())
@@ -125,22 +125,30 @@ class Executor:
             self._preparer.close()
 
     def _receive(self) -> None:
-        """Everything that lies in the inbox; waits for something only when there is nothing to run."""
-        wait_s = 0.0 if self._waiting else None
-        while True:
-            received = self._mail.receive(wait_s, self._lookout() if wait_s is None else None)
-            for reply, answer, segment in self._preparer.results():
-                if segment is not None and isinstance(answer, Prepared):
-                    self._hold(answer.segment, segment, reply)
-                self._mail.send(reply, answer)
-            for endpoint in self._mail.departed():
-                self._forget(endpoint)
-            if received is None:
-                return
+        """Everything that lies in the inbox, so that the queue decides whose turn it is; else what comes next, which
+        runs at once.
+        """
+        while self._take_next(0.0):
+            pass
+        if not self._waiting and not self._finished():  # the `wake` that told us to drain may be behind us
+            self._take_next(None)
+
+    def _finished(self) -> bool:
+        """Whether it was told to drain, and has."""
+        return self._draining.is_set() and not self._waiting and not self._preparer.under_way
+
+    def _take_next(self, wait_s: float | None) -> bool:
+        """Whether a message came within that time; None: wait until one comes or somebody calls `wake`."""
+        received = self._mail.receive(wait_s, self._lookout() if wait_s is None else None)
+        for reply, answer, segment in self._preparer.results():
+            if segment is not None and isinstance(answer, Prepared):
+                self._hold(answer.segment, segment, reply)
+            self._mail.send(reply, answer)
+        for endpoint in self._mail.departed():
+            self._forget(endpoint)
+        if received is not None:
             self._take(*received)
-            if wait_s is None and self._waiting:
-                return  # nothing ran: what comes just now can wait for this one as it would have a moment later
-            wait_s = 0.0
+        return received is not None
 
     def _take(self, message: Message, peer: str) -> None:
         """Args:
@@ -216,7 +224,8 @@ class Executor:
             words = f"{self.name}: {waiting} requests wait already."
             self._fail(job, Overloaded(words, "Send fewer, or later.", waiting=waiting))
         else:
-            self._waiting.put(job, segment.model, segment.mean_s, job.leg.priority)
+            # The same model of two processes has two shares: neither may keep the other waiting.
+            self._waiting.put(job, (segment.owner, segment.model), segment.mean_s, job.leg.priority)
 
     def _run(self, job: Job) -> None:
         work, segment = job.work, self._segments.get(job.work.segment)

@@ -15,8 +15,10 @@ from edgert.devices.backend import Source
 from edgert.devices.probe import glance
 from edgert.errors import Overloaded
 from edgert.execution import fleet as fleets
+from edgert.execution.executor import Executor
 from edgert.execution.fleet import Fleet
 from edgert.execution.limits import Limits
+from edgert.execution.mail import Mail
 from edgert.execution.start import start
 from edgert.formats import open_model
 from edgert.machine import Reach
@@ -31,22 +33,22 @@ X = {"x": np.zeros((1, 64), np.float32)}
 
 @pytest.fixture
 def begin(tmp_path, monkeypatch):
-    """Starts a model that adds so many numbers, on the one device; all share the process's executors."""
+    """Starts a model that adds so many numbers, on the one device; all share the process's executors, or a fleet's."""
     monkeypatch.setattr(fleets, "Fleet", lambda: Fleet(DEEP))
     made = []
 
-    def begin(adds, measured_s=0.002):
+    def begin(adds, measured_s=0.002, device=DEVICE, fleet=None):
         path = write_chain(tmp_path / f"{adds}.onnx", adds)
         file, seen = open_model(path), glance()
         graph = file.graph
-        machine = replace(seen, devices=(*seen.devices, DEVICE), reaches=(Reach("simulated", DEVICE.id),))
+        machine = replace(seen, devices=(*seen.devices, device), reaches=(Reach("simulated", DEVICE.id),))
         plan = Plan(
             file.digest, machine.fingerprint, {}, "latency", "own", "onnx", "f32", graph.inputs, graph.outputs,
             (Segment(Target("simulated", DEVICE.id, "f32")),), (Instance(0),), fallbacks=(FALLBACK,),
             verification=Verification("onnx"), measured_s=measured_s,
         )  # fmt: skip
         source = Source(path, "onnx", graph.inputs, graph.outputs, "f32")
-        made.append(start(plan, source, machine, tmp_path / f"parts{adds}"))
+        made.append(start(plan, source, machine, tmp_path / f"parts{adds}", fleet=fleet))
         made[-1].run(X)
         return made[-1]
 
@@ -102,6 +104,24 @@ def test_a_model_with_ten_times_the_requests_gets_no_more_than_its_share(begin):
     flood.stop()
     assert few.answered == 100
     assert beside <= 1.5 * few.answered + 20  # some were answered before the few began
+
+
+def test_processes_with_the_same_model_get_equal_shares_of_an_executor(begin):
+    executor = Executor(DEVICE, Mail.bound("ipc://*"))
+    serving = threading.Thread(target=executor.serve)
+    serving.start()
+    try:
+        shared = replace(DEVICE, attributes={**DEVICE.attributes, "executor": executor.endpoint})
+        loud, quiet = (begin(1, device=shared, fleet=Fleet(DEEP)) for _ in range(2))
+        flood = Flood(loud, 40, 4000)
+        few = Flood(quiet, 4, 100)
+        assert few.idle.wait(60)
+        beside = flood.answered
+        flood.stop()
+        assert beside <= 1.5 * few.answered + 20
+    finally:
+        executor.drain()
+        serving.join(60)
 
 
 def test_a_higher_priority_goes_before_all_that_lies_at_the_executor(begin):
