@@ -20,7 +20,7 @@ class Feeder:
     def __init__(self, inputs: Sequence[Value], optional: Sequence[str] = ()) -> None:
         """Args:
         inputs: the model's, in order.
-        optional: names of those that may be left out.
+        optional: names of those that may be left out, and of those whose values are in the file and are kept.
         """
         self._values = {value.name: value for value in inputs}
         self._optional = frozenset(optional)
@@ -76,6 +76,11 @@ class Feeder:
 
     def _reject_unknown(self, inputs: Mapping[str, Any]) -> None:
         unknown = [str(name) for name in inputs if name not in self._values]
+        if held := [name for name in unknown if name in self._optional]:
+            raise UnknownInput(
+                f"input {held[0]!r} has its value in the model file, which cannot be replaced.",
+                "Export the model without that value (initialiser) to pass one.",
+            )
         if unknown:
             raise UnknownInput(
                 f"the model has no input {', '.join(map(repr, unknown))}.", f"It has {self._signature()}."

@@ -216,7 +216,8 @@ class Plan:
     candidates: tuple[Row, ...] = ()
     """Everything that was considered, fastest first, each with its outcome and reason."""
     optional_inputs: tuple[str, ...] = ()
-    """Inputs that a caller may omit."""
+    """Inputs that a caller may omit. Those that are not among `inputs` have their values in the model file, and keep
+    them."""
     budget_s: float = 0.0
     """Seconds that it was made with."""
     complete: bool = False

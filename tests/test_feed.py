@@ -293,3 +293,9 @@ def test_an_optional_tensor_has_its_shape_checked():
     assert feed({"x": np.zeros(4, np.float32)})["x"].shape == (4,)
     with pytest.raises(ShapeMismatch, match="axis 0 is 5, 4 expected"):
         feed({"x": np.zeros(5, np.float32)})
+
+
+def test_a_value_that_is_in_the_file_is_not_said_to_be_unknown():
+    feed = Feeder([IMAGE], ["scale"])
+    with pytest.raises(UnknownInput, match="'scale' has its value in the model file"):
+        feed({"image": np.zeros((1, 3, 4, 5), np.float32), "scale": np.zeros(1, np.float32)})

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from edgert.bundle import read, write
@@ -130,3 +131,24 @@ def test_a_damaged_bundle_is_one_line_and_a_remedy(edgert, files, tmp_path):
     words = edgert("run", tmp_path / "x.edgert", "-i", "random", code=FAILED).stderr
     assert "Traceback" not in words
     assert "edgert compile" in words
+
+
+def test_a_model_whose_file_has_values_for_inputs_can_be_packed(edgert, tmp_path):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1,)) for name in ("x", "scale", "y")]
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "scale"], ["y"])], "g", values[:2], values[2:],
+        [numpy_helper.from_array(np.float32([3]), "scale")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 16)]), tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", np.float32([2]))
+    edgert("compile", tmp_path / "m.onnx", *ORT, "--budget", "1")
+    shown = json.loads(edgert("run", tmp_path / "m.edgert", "-i", f"x={tmp_path / 'x.npy'}", "--json").stdout)
+    assert shown["outputs"]["y"]["values"] == [6.0]
+    for name in ("m.onnx", "m.edgert"):
+        wishes = [] if name.endswith("edgert") else [*ORT, "--budget", "1"]
+        inputs = ["-i", f"x={tmp_path / 'x.npy'}", "-i", f"scale={tmp_path / 'x.npy'}"]
+        said = edgert("run", tmp_path / name, *inputs, *wishes, code=FAILED).stderr
+        assert "scale" in said
