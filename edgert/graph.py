@@ -130,8 +130,8 @@ class Graph:
     constants: Mapping[str, Constant]
     """By value name."""
     optional_inputs: frozenset[str] = frozenset()
-    """Inputs with a default in the file (ONNX initialisers that are also inputs). They are constants here: backends fold
-    them into their programs, where nothing can replace them."""
+    """Inputs with a default in the file (ONNX initialisers that are also inputs). They are constants here: backends
+    fold them into their programs, where nothing can replace them."""
     signatures: Mapping[str, Signature] = field(default_factory=lambda: _EMPTY)
     """TFLite only."""
     opsets: Mapping[str, int] = field(default_factory=lambda: _EMPTY)
