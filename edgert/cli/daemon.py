@@ -37,7 +37,7 @@ def daemon(  # noqa: PLR0917 - a command's options are its arguments
     from edgert.serving.service import Limits
     from edgert.transport.keys import Keyring
 
-    _log_for_operators()
+    log_for_operators()
     where = endpoint or default_endpoint()
     keyring = Keyring() if where.startswith("tcp://") else None
     settings = Settings(folder, where, state, group, budget, drain, Limits(waiting=waiting), keyring)
@@ -45,7 +45,7 @@ def daemon(  # noqa: PLR0917 - a command's options are its arguments
         raise typer.Exit(PARTIAL)
 
 
-def _log_for_operators() -> None:
+def log_for_operators() -> None:
     """At least INFO; under systemd with a level that the journal knows (sd-daemon(3)) in place of a second time."""
     root = logging.getLogger()
     root.setLevel(min(root.level, logging.INFO))

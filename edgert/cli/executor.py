@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from edgert.cli.daemon import log_for_operators
+
 DeviceOption = Annotated[str, typer.Option(help="The device to own, such as npu:0: see `edgert probe`.")]
 EndpointOption = Annotated[
     str,
@@ -38,8 +40,7 @@ def executor(
     from edgert.execution.mail import Mail
     from edgert.transport import notify
 
-    root = logging.getLogger()
-    root.setLevel(min(root.level, logging.INFO))
+    log_for_operators()
     machine = probe()
     own = machine.device(device)
     if cores:
