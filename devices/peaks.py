@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from edgert import devices
+from edgert.devices import memory
 from edgert.devices.backend import Source
 from edgert.devices.remote import Remote
 from edgert.errors import EdgertError, WrongNumbers
@@ -75,11 +76,14 @@ def measured(device: Device, reaches: Sequence[Reach], budget_s: float = BUDGET_
 def copy_bandwidth(device: Device) -> float:
     """Bytes read plus bytes written per second while every core of a CPU's cluster copies; the best of six rounds.
 
-    At most a 32nd of the memory is touched, so that a small board is not brought to swap.
+    At most a 32nd of the memory is touched, and an eighth of what is left of it, so that a small board is not brought
+    to swap, nor a service with a limit to its end.
     """
     cores = device.cores[: min(_MAX_THREADS, int(device.attributes.get("physical_cores", len(device.cores))))]
     spare_bytes = device.memory_bytes // 32 or _COPY_BYTES
-    size = min(_COPY_BYTES, spare_bytes // (2 * len(cores)))
+    if (left := memory.available()) is not None:
+        spare_bytes = min(spare_bytes, left.size_bytes // 8)
+    size = max(1, min(_COPY_BYTES, spare_bytes // (2 * len(cores))))
     buffers: list[tuple[Array, Array]] = []
 
     def prepare(index: int) -> tuple[Array, Array]:

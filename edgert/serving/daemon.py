@@ -111,6 +111,7 @@ class Daemon:
         if not settings.folder.is_dir():
             raise OptionError(f"{settings.folder} is no folder.", "Make it, and put models into it.")
         try:
+            self._cache = self._cache_folder()
             self._roster = Roster(Folder(settings.folder), self._repository(), self._load)
             self._close.callback(self._roster.close)
             self._service = Service(self._roster, settings.limits)
@@ -184,22 +185,44 @@ class Daemon:
         if asked is not None:
             return Repository(asked)
         name = str(self.settings.folder.absolute()).strip("/").replace("/", "-") or "root"
+        kept = store.subfolder(self._cache, "daemon", name)
+        if kept is not None:
+            return Repository(kept)
+        temporary = self._temporary()
+        _log.warning("versions are kept in %s and not across a restart", temporary)
+        return Repository(temporary)
+
+    def _cache_folder(self) -> Path | None:
+        """Where plans are remembered; on a system that can keep nothing a temporary folder: it answers all the same."""
         try:
-            kept = store.subfolder(store.folder(), "daemon", name)
-            if kept is not None:
-                return Repository(kept)
+            return store.folder()
         except CacheUnwritable as error:
-            _log.warning("%s", error.message)
-        temporary = TemporaryDirectory(prefix="edgert-daemon-")
-        self._close.callback(temporary.cleanup)
-        _log.warning("versions are kept in %s and not across a restart", temporary.name)
-        return Repository(Path(temporary.name))
+            temporary = self._temporary()
+            _log.warning("%s Plans are kept in %s and not across a restart", error, temporary)
+            return temporary
+
+    def _temporary(self) -> Path:
+        """A folder until the end.
+
+        Raises:
+            CacheUnwritable: there is not even that.
+        """
+        try:
+            made = TemporaryDirectory(prefix="edgert-daemon-")
+        except OSError as error:
+            raise CacheUnwritable(
+                f"no temporary folder can be made: {error.strerror or error}.", "Set TMPDIR to one that can be written."
+            ) from error
+        self._close.callback(made.cleanup)
+        return Path(made.name)
 
     def _load(self, path: Path) -> Model:
         if not self._ready.is_set():
             notify.tell(EXTEND_TIMEOUT_USEC=_LOAD_LIMIT_S * 1_000_000, STATUS=f"loading {path.name}")
         # A bundle brings its plan.
-        return edgert.load(path) if path.suffix == ".edgert" else edgert.load(path, budget_s=self.settings.budget_s)
+        if path.suffix == ".edgert":
+            return edgert.load(path, cache_dir=self._cache)
+        return edgert.load(path, cache_dir=self._cache, budget_s=self.settings.budget_s)
 
     def _watch(self) -> None:
         """Keep the roster as the folder is."""

@@ -54,19 +54,19 @@ class Repository:
     """Versions on disk. One process at a time; not thread-safe."""
 
     def __init__(self, root: Path) -> None:
-        """Open or make it, and remove what interrupted copies left.
+        """Open or make it, and remove what interrupted copies left. One that can only be read still has its versions.
 
         Raises:
-            CacheUnwritable: the folder cannot be written.
+            CacheUnwritable: the folder is not there, and cannot be made.
         """
         self.root = root
         try:
             root.mkdir(parents=True, exist_ok=True)
-            for name in os.listdir(root):
-                for left in (root / name).glob(".part-*"):
-                    shutil.rmtree(left)
+            left = [part for name in os.listdir(root) for part in (root / name).glob(".part-*")]
         except OSError as error:
             raise _unwritable(root, error) from error
+        for part in left:
+            self._remove(part)
 
     def names(self) -> tuple[str, ...]:
         """Models that have a version here."""
@@ -118,7 +118,10 @@ class Repository:
         """
         home = self.root / version.model
         store.write_json(home / _ACTIVE, {"number": version.number})
-        _flush(home)
+        try:
+            _flush(home)
+        except OSError as error:
+            raise _unwritable(home, error) from error
         others = [number for number in self._numbers(version.model) if number != version.number]
         for number in others[: -(_KEPT - 1)]:
             self._remove(home / str(number))

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from edgert import errors
-from edgert.errors import Closed, EdgertError, ModelNotFound, ModelNotServed, OptionError
+from edgert.errors import Closed, EdgertError, ModelNotFound, ModelNotServed, OptionError, PrepareRefused
 from edgert.graph import Value
 from edgert.model import Model
 from edgert.serving.folder import Folder, Found, Stamp
@@ -50,7 +50,9 @@ class ModelState:
     targets: tuple[str, ...] = ()
     """Of that plan."""
     fallbacks: tuple[str, ...] = ()
-    """Of that plan; none until the search in the background is over, where it was not measured first."""
+    """Of that plan."""
+    measured: bool = False
+    """Whether that plan was timed; not yet, while a better one is looked for in the background."""
     error: Mapping[str, Any] | None = None
     """`errors.to_json` of why the file in the folder does not answer."""
     unproven: str = ""
@@ -289,7 +291,7 @@ class Roster:
 
     def _loaded(self, version: Version) -> Loaded:
         started_s = self._now_s()
-        loaded = Loaded(version, self._load(version.path))
+        loaded = Loaded(version, self._loaded_model(version))
         loaded.prove()
         targets = ", ".join(dict.fromkeys(map(str, loaded.model.plan.targets)))
         _log.info("model %s: version %d answers on %s, after %.2f s", version.model, version.number, targets,
@@ -297,6 +299,17 @@ class Roster:
         if loaded.unproven:
             _log.warning("model %s: not tried with zeros: %s", version.model, loaded.unproven)
         return loaded
+
+    def _loaded_model(self, version: Version) -> Model:
+        try:
+            return self._load(version.path)
+        except EdgertError:
+            raise
+        except Exception as error:  # a fault of ours, or of a library: this model is refused, and others are loaded
+            _log.exception("model %s: an unexpected error", version.model)
+            raise PrepareRefused(
+                f"{version.path.name}: {type(error).__name__}: {error}.", "The log has its traceback.", target=""
+            ) from error
 
     def _activate(self, entry: _Entry, loaded: Loaded) -> None:
         with self._lock:
@@ -335,8 +348,9 @@ def _state(name: str, entry: _Entry) -> ModelState:
         return ModelState(name, "loading", file, error=told, notes=entry.notes)
     targets, fallbacks = tuple(map(str, plan.targets)), tuple(map(str, plan.fallbacks))
     return ModelState(
-        name, condition, file, active.version.number, plan.id, targets, fallbacks, told, active.unproven, entry.notes
-    )
+        name, condition, file, active.version.number, plan.id, targets, fallbacks, plan.measured_s > 0, told,
+        active.unproven, entry.notes,
+    )  # fmt: skip
 
 
 def _not_served(name: str, entry: _Entry | None, known: list[str]) -> ModelNotServed:

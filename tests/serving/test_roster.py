@@ -50,6 +50,22 @@ def test_a_model_that_does_not_load_takes_no_other_down(folder: Path) -> None:
     models.close()
 
 
+def test_an_unexpected_error_of_one_model_is_its_refusal_and_others_are_loaded(folder: Path) -> None:
+    put("digits_i8.tflite", folder, "digits.tflite")
+    put("digits_f32.tflite", folder, "cursed.tflite")
+
+    def fails(path: Path) -> edgert.Model:
+        if path.name == "cursed.tflite":
+            raise ZeroDivisionError("oops")
+        return load(path)
+
+    models = roster(folder, fails)
+    assert models.refresh()
+    assert (state(models).condition, state(models, "cursed").condition) == ("ready", "refused")
+    assert "ZeroDivisionError: oops" in (state(models, "cursed").error or {})["message"]
+    models.close()
+
+
 def test_an_unknown_name_is_told_which_there_are(folder: Path) -> None:
     put("digits_i8.tflite", folder, "digits.tflite")
     models = roster(folder)
