@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgert.errors import EdgertError, ModelCorrupt, ModelNotFound
+from edgert.errors import EdgertError, ModelCorrupt, ModelNotFound, OptionError
 from edgert.partitioner.files import problem_from_json
 from edgert.partitioner.solve import solve
 
@@ -47,13 +47,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _read(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise ModelNotFound(
             f"problem file {str(path)!r}: {error.strerror}.", "Give a file that can be read."
         ) from error
     except (ValueError, RecursionError) as error:
         raise ModelCorrupt(f"problem file {str(path)!r} is no JSON: {error}.", "Give a JSON file.") from error
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """The object; a field that is there twice is refused, since either may be the one that is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise OptionError(f"an object of the problem file has the field {twice!r} twice.", "Keep one.")
+    return found
 
 
 if __name__ == "__main__":

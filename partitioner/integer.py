@@ -27,7 +27,7 @@ TICKS = 1 << 27
 """Ticks in the cost of the start: rounding down loses less than 1e-8 of it a block."""
 _WORKERS = 2
 _SEED = 1
-_CLOSING_S = 0.2
+_CLOSING_S = 0.3
 """CP-SAT overruns its limit by about that."""
 
 

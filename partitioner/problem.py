@@ -33,6 +33,8 @@ Pieces: TypeAlias = Literal["many", "convex", "one"]
 """many: a target runs any number of segments. convex: no path leaves a target's blocks and comes back. one: each target
 runs all of its blocks as one segment, so that the segments have an order in which they can run."""
 
+_MOST = 1e100
+"""Numbers beyond that would overflow in sums."""
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -214,3 +216,5 @@ def _known(what: str, name: str, known: frozenset[str], by: str) -> None:
 def _number(what: str, number: float, infinite: bool = False) -> None:
     if math.isnan(number) or number < 0 or (math.isinf(number) and not infinite):
         raise OptionError(f"{what} is {number}.", "Give a finite number that is not negative.")
+    if math.isfinite(number) and number > _MOST:
+        raise OptionError(f"{what} is {number:g}, beyond {_MOST:g}.", "Give it in a larger unit.")

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from edgert.partitioner.indexed import Indexed
-from edgert.partitioner.intervals import item_orders, place_intervals, random_orders
+from edgert.partitioner.intervals import item_graph, item_orders, place_intervals, random_orders
 
 __all__ = ["first_fit", "list_schedule", "starts"]
 
@@ -29,10 +29,43 @@ def starts(indexed: Indexed, more: Callable[[], bool]) -> Iterator[list[int]]:
         yield list_schedule(indexed)
     # One convex piece each is hard to reach by single moves: many lines are cut instead.
     hard = indexed.problem.objective == "throughput" and indexed.problem.pieces != "many"
+    if hard and any(indexed.host):
+        yield from between_refusals(indexed)
     for order in itertools.chain(item_orders(indexed), random_orders(indexed, _LINES if hard else 0)):
         if not more():
             return
         yield from place_intervals(indexed, order)
+
+
+def between_refusals(indexed: Indexed) -> Iterator[list[int]]:
+    """One piece a worker, of items between those that only the host takes; the rest is on the host.
+
+    An item's level is the largest number of refused items on a path to it (or from it). A path between two items of one
+    level passes no refused one and does not leave the level, so each level is convex, and so is what comes first of it
+    in a topological order. The levels with most work go to the workers, as far as their memory reaches.
+    """
+    host = indexed.host.index(True)
+    workers = [t for t, hosted in enumerate(indexed.host) if not hosted]
+    taken = [any(math.isfinite(costs[t]) for t in workers) for costs in indexed.item_costs]
+    after, before = item_graph(indexed)
+    order = item_orders(indexed)[0]
+    for way, reads in ((order, before), (order[::-1], after)):
+        level = [0] * len(order)
+        levels: dict[int, list[int]] = {}
+        for item in way:
+            level[item] = max((level[b] + (not taken[b]) for b in reads[item]), default=0)
+            if taken[item]:
+                levels.setdefault(level[item], []).append(item)
+        most = sorted(levels.values(), key=lambda items: -sum(indexed.item_costs[i][host] for i in items))
+        assignment = [host] * len(order)
+        for target, items in zip(workers, most, strict=False):
+            left = indexed.capacity[indexed.device_of[target]]
+            for item in items:
+                left -= indexed.item_memory[item]
+                if left < 0 or math.isinf(indexed.item_costs[item][target]):
+                    break
+                assignment[item] = target
+        yield assignment
 
 
 def first_fit(indexed: Indexed) -> list[int]:

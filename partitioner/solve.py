@@ -41,7 +41,7 @@ _BESIDE_S = 2.0
 """Least time for local search beside a programme, of which it has a quarter: proofs need the processor, too."""
 _MOST_ITEMS = 1_000
 """Local search that costs each move in full gets more than its first share of the time on fewer items only."""
-_PROGRAMME_PER_S = 2_500
+_PROGRAMME_PER_S = 1_000
 """Items x targets that an integer programme can be stated for in a second of a whole core, with time left to search."""
 
 

@@ -10,7 +10,7 @@ from bench.chain_scaling import Chain, Large, chain, exponent
 from bench.chain_scaling import show as scaling_table
 from bench.never_slower import Case
 from bench.never_slower import table as slower_table
-from bench.placement_families import FAMILIES, Answer, measure, problem_file, problem_of
+from bench.placement_families import FAMILIES, Answer, measure, own_clock, problem_file, problem_of
 from bench.placement_families import table as families_table
 from edgert.partitioner.files import problem_from_json
 from edgert.partitioner.solve import solve
@@ -34,7 +34,8 @@ def test_a_family_gives_problem_files_that_can_be_solved(family):
     data = json.loads(json.dumps(problem_file(family, 30, 0)))
     assert len(problem_from_json(data, "latency").blocks) == len(problem_of(family, 30, 0, "latency").blocks)
     assert problem_file(family, 30, 0) != problem_file(family, 30, 1)
-    answer = measure(family, 12, 0, "throughput", short_s=1.0, long_s=1.0)
+    problem = problem_of(family, 12, 0, "throughput")
+    answer = measure(family, problem, "throughput", short_s=1.0, long_s=1.0, clock=own_clock())
     assert answer.bound <= answer.best <= answer.short
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgert.machine import Link
 from edgert.partitioner.evaluate import cost_of
-from edgert.partitioner.indexed import index
+from edgert.partitioner.indexed import Indexed, index
 from edgert.partitioner.problem import BlockSpec, DeviceSpec, Flow, Problem, TargetSpec
 
 COSTS = st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0])
@@ -94,10 +94,58 @@ def machine_problems(draw: st.DrawFn, most_blocks: int = 7) -> Problem:
 
 
 def optimum(problem: Problem) -> float:
-    """The least cost over all placements; infinite when none keeps the limits."""
+    """The least cost over all placements; infinite when none keeps the limits.
+
+    Not costed in full are placements that differ from another by the names of like accelerators alone, and those of
+    which a part holds too much already, or keeps a device busy for as long as the best takes.
+    """
+    search = _Everything(index(problem))
+    search.place(0)
+    return search.best
+
+
+def optimum_of_all(problem: Problem) -> float:
+    """As `optimum`, each placement costed in full."""
     indexed = index(problem)
     options = [indexed.allowed(item) for item in range(len(indexed.items))]
     return min((cost_of(indexed, indexed.spread(c)) for c in itertools.product(*options)), default=math.inf)
+
+
+class _Everything:
+    """Goes through all placements, item by item."""
+
+    def __init__(self, indexed: Indexed) -> None:
+        self.indexed = indexed
+        self.best = math.inf
+        self.chosen: list[int] = []
+        self.held = [0.0] * len(indexed.capacity)
+        self.busy = [0.0] * len(indexed.capacity)
+        alike = [t.id.startswith("acc:") for t in indexed.problem.targets]
+        self.before = [t - 1 if t and alike[t] and alike[t - 1] else -1 for t in range(len(alike))]
+        """[target] -> the accelerator that does not differ from it and is used first; -1 for none."""
+        # Under throughput all work of a device counts, under latency that of a host overlaps.
+        throughput = indexed.problem.objective == "throughput"
+        self.counts = [throughput or not host for host in indexed.host]
+
+    def place(self, item: int) -> None:
+        """Each target for the items from this one on."""
+        indexed = self.indexed
+        if item == len(indexed.items):
+            self.best = min(self.best, cost_of(indexed, indexed.spread(self.chosen)))
+            return
+        for t in indexed.allowed(item):
+            if self.before[t] >= 0 and self.before[t] not in self.chosen:
+                continue
+            d = indexed.device_of[t]
+            held, busy = self.held[d], self.busy[d]
+            self.held[d] += indexed.item_memory[item]
+            if self.counts[t]:
+                self.busy[d] += indexed.item_costs[item][t] * indexed.lanes[t] / indexed.device_lanes[d]
+            if self.held[d] <= indexed.capacity[d] and self.busy[d] * (1 - 1e-9) <= self.best:
+                self.chosen.append(t)
+                self.place(item + 1)
+                self.chosen.pop()
+            self.held[d], self.busy[d] = held, busy
 
 
 def file_cost(data: dict[str, Any], place: dict[int, str], objective: str, contiguous: bool) -> float:

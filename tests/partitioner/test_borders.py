@@ -18,6 +18,7 @@ from edgert.partitioner.indexed import index
 from edgert.partitioner.intervals import item_graph, item_orders, place_intervals
 from edgert.partitioner.quotient import Quotient
 from edgert.partitioner.ranks import Ranks
+from edgert.partitioner.search import between_refusals
 from tests.partitioner.problems import file_problems
 
 slow = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
@@ -101,3 +102,24 @@ def test_networks_are_problems_without_cycles(name, kind):
     data = network_file(name, 3, 1.5, kind=kind)
     problem = problem_from_json(data, "throughput")
     assert len(index(problem).names) == len(data["nodes"]) >= 29
+
+
+@slow
+@given(file_problems())
+def test_levels_between_what_only_the_host_takes_are_convex(data):
+    for node in data["nodes"]:
+        node.pop("colorClass", None)
+    indexed = index(problem_from_json(data, "throughput", True))
+    for start in between_refusals(indexed):
+        assert math.isfinite(cost_of(indexed, indexed.spread(start)))
+
+
+def test_the_work_between_refusals_goes_to_the_accelerators():
+    """Two branches, each with a block in the middle that only the CPU takes: the halves are pieces."""
+    nodes = [{"id": n, "cpuLatency": 9.0, "fpgaLatency": 1.0, "size": 1} for n in range(10)]
+    for middle in (3, 8):
+        nodes[middle]["supportedOnFpga"] = 0
+    edges = [{"sourceId": n, "destId": n + 1, "cost": 0.1} for n in (0, 1, 2, 3, 5, 6, 7, 8)]
+    data = {"nodes": nodes, "edges": edges, "maxFPGAs": 2, "maxSizePerFPGA": 20}
+    indexed = index(problem_from_json(data, "throughput", True))
+    assert min(cost_of(indexed, start) for start in between_refusals(indexed)) == pytest.approx(18.0)

@@ -27,7 +27,7 @@ from edgert.partitioner.schedule import solve_schedule
 from edgert.partitioner.search import starts
 from edgert.partitioner.solve import solve
 from edgert.partitioner.timeline import fits_timeline, solve_timeline
-from tests.partitioner.problems import file_cost, file_problems, machine_problems, optimum
+from tests.partitioner.problems import file_cost, file_problems, machine_problems, optimum, optimum_of_all
 
 EXAMPLES = int(os.environ.get("EDGERT_PARTITIONER_EXAMPLES", "500"))
 MODES = st.sampled_from([("throughput", False), ("throughput", True), ("latency", False)])
@@ -46,6 +46,12 @@ def test_a_problem_file_is_solved_as_well_as_by_trying_everything(data: dict[str
     solution = solve(problem, 30.0)
     assert solution.cost == close(optimum(problem), abs=1e-9)
     assert solution.proved
+
+
+@few
+@given(st.one_of(machine_problems(5), st.builds(problem_from_json, file_problems(6), MODES.map(lambda mode: mode[0]))))
+def test_the_quick_way_to_try_everything_leaves_out_no_optimum(problem: Problem) -> None:
+    assert optimum(problem) == close(optimum_of_all(problem), abs=1e-9)
 
 
 @few
