@@ -15,7 +15,7 @@ import pytest
 from cross.systemd import container as systemd
 from cross.systemd.container import Container
 from edgert.data import path as data
-from tests.system.test_systemd import CACHE, HERE, INSIDE, package_of, put, raise_version, wait_for
+from tests.system.test_systemd import CACHE, HERE, INSIDE, kill, package_of, put, raise_version, wait_for
 
 UNIT = "edgert-executor@cpu:0"
 HOSTS = {"hosts": {"box": {"endpoints": ["ipc:///run/edgert-executor-cpu:0/edgert.sock"]}}}
@@ -99,7 +99,7 @@ def test_a_plan_uses_the_device_and_does_without_it_while_it_is_gone(
     before = next_line(caller)
     assert (devices(before), before["receipt"]["degraded"]) == ({"box.cpu:0"}, False)
     pid = main_pid(box)
-    box.run("sh", "-c", f"kill -KILL {pid}")
+    kill(box, UNIT)
     seen = [before]
     while not seen[-1]["receipt"]["degraded"]:
         seen.append(next_line(caller))
@@ -115,7 +115,7 @@ def test_failures_are_counted_so_that_it_restarts_ever_more_slowly(box: Containe
     failures = "/var/cache/edgert-executor-cpu:0/failures"
     count = int(box.run("sh", "-c", f"cut -d' ' -f1 {failures} 2>/dev/null || echo 0").stdout)
     pid = main_pid(box)
-    box.run("sh", "-c", f"kill -KILL {pid}")
+    kill(box, UNIT)
     wait_for("its next life", lambda: main_pid(box) not in (0, pid))
     assert int(box.run("cut", "-d ", "-f1", failures).stdout) == count + 1
 
