@@ -169,9 +169,14 @@ def _cast(array: Array, value: Value, loose: bool) -> Array:
             cast = array.astype(dtype)
             if _kept(array, cast, wanted):
                 return cast
-    elif not loose and array.dtype.kind == dtype.kind and np.can_cast(array.dtype, dtype, "safe"):
+    elif not loose and _alike(array.dtype, dtype) and np.can_cast(array.dtype, dtype, "safe"):
         return array.astype(dtype)
     raise _wrong_dtype(array, value)
+
+
+def _alike(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
+    """Whether both are integers, or both floats, those included that numpy lacks."""
+    return one.kind == other.kind or {one.name, other.name} <= FLOATS
 
 
 def _is_number(array: Array, wanted: str) -> bool:

@@ -86,6 +86,14 @@ def from_foreign(thing: Any) -> Array:
     """An array from a list, a scalar, a numpy array or anything with `__dlpack__`; no copy where it can be avoided."""
     if isinstance(thing, np.ndarray):
         return thing
-    if hasattr(thing, "__dlpack__") and not isinstance(thing, np.generic):
+    if not hasattr(thing, "__dlpack__") or isinstance(thing, np.generic):
+        return np.asarray(thing)
+    try:
         return np.from_dlpack(thing)
-    return np.asarray(thing)
+    except RuntimeError:  # numpy knows no bfloat16
+        from edgert.dlpack import bfloat16_bits
+
+        bits = bfloat16_bits(thing)
+        if bits is None:
+            raise
+        return bits.view(numpy_dtype("bfloat16"))

@@ -299,3 +299,10 @@ def test_a_value_that_is_in_the_file_is_not_said_to_be_unknown():
     feed = Feeder([IMAGE], ["scale"])
     with pytest.raises(UnknownInput, match="'scale' has its value in the model file"):
         feed({"image": np.zeros((1, 3, 4, 5), np.float32), "scale": np.zeros(1, np.float32)})
+
+
+@pytest.mark.parametrize("narrow", ["bfloat16", "float8_e4m3fn", "float16"])
+def test_every_float_that_fits_is_widened(narrow):
+    got = one()({"x": ARRAY.astype(numpy_dtype(narrow))})["x"]
+    assert got.dtype == np.float32
+    assert np.array_equal(got, ARRAY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import ctypes
 
 import numpy as np
 import pytest
@@ -95,3 +96,37 @@ def test_dlpack_objects_share_their_memory():
 @pytest.mark.parametrize(("thing", "shape"), [([[1, 2]], (1, 2)), (3, ()), (np.float32(3), ()), ((1.0, 2.0), (2,))])
 def test_lists_and_scalars_become_arrays(thing, shape):
     assert from_foreign(thing).shape == shape
+
+
+class Brain:
+    """A bfloat16 tensor of another library: what torch lends, made from 16-bit integers."""
+
+    def __init__(self, bits, code=4):
+        self.bits, self.code = bits, code
+
+    def __dlpack__(self, **_):
+        capsule = self.bits.__dlpack__()
+        pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+        # DLTensor: void* data, two int32 of the device, int32 ndim, then the element type's code.
+        ctypes.c_uint8.from_address(
+            pointer_of(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p) + 12
+        ).value = self.code
+        return capsule
+
+    def __dlpack_device__(self):
+        return self.bits.__dlpack_device__()
+
+
+def test_bfloat16_of_another_library_is_taken_where_it_lies():
+    numbers = np.arange(6).reshape(2, 3).astype(numpy_dtype("bfloat16"))
+    bits = numbers.view(np.uint16)
+    got = from_foreign(Brain(bits))
+    assert dtype_of(got) == "bfloat16"
+    assert np.array_equal(got, numbers)
+    assert np.shares_memory(got, bits)
+
+
+def test_an_element_type_that_nobody_knows_is_no_bfloat16():
+    with pytest.raises(RuntimeError, match="dtype"):
+        from_foreign(Brain(np.zeros(2, np.uint16), code=99))
