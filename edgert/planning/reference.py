@@ -208,4 +208,5 @@ def _kernels(target: Target) -> str:
 
 
 def _library(target: Target) -> str:
-    return f"{target.backend}+{target.variant}" if target.variant else target.backend
+    kernels = _kernels(target)
+    return f"{target.backend}+{kernels}" if kernels else target.backend

@@ -102,6 +102,11 @@ def test_a_variant_with_the_same_kernels_confirms_nothing(checker):
     assert settled(NONE, checker, trial("a", RIGHT), trial("a", RIGHT, variant="other")).name == "a and a+other agree"
 
 
+def test_a_variant_with_the_same_kernels_is_not_said_to_differ(checker):
+    found = settled(NONE, checker, trial("a", RIGHT), trial("a", RIGHT, variant="spin"))
+    assert found.reason == "it took too long; only a ran"
+
+
 def test_noise_on_a_quantised_model_does_not_make_the_evaluator_answer(checker):
     noisy = {"y": np.float32([[1.3, 2, 3, 3.7]])}
     found = settle(ONNX, [trial("a", noisy, precision="i8")], checker, "i8")
