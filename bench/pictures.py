@@ -1,7 +1,7 @@
 """`python -m bench.pictures`: plan six models on this machine; their pictures and explanations for docs/plan.md.
 
-Writes docs/pictures/NAME.svg, and docs/plan.md from its marker to its end. The face detector is left out where
-EDGERT_MODELS does not name a folder that has it.
+Writes docs/pictures/NAME.svg, and docs/plan.md from its marker to its end; with `--only` these models' parts of it. The
+face detector is left out where EDGERT_MODELS does not name a folder that has it.
 """
 
 from __future__ import annotations
@@ -93,24 +93,35 @@ def page_with(page: str, sections: Sequence[str]) -> str:
     return head + "\n".join([MARKER, "", *sections])
 
 
+def sections_of(page: str) -> dict[str, str]:
+    """What stands below the marker, by heading."""
+    parts = page.partition(MARKER)[2].split("\n## ")[1:]
+    return {part.partition("\n")[0]: f"## {part.rstrip()}\n" for part in parts}
+
+
 def main() -> None:
     """Plan, draw, write."""
     parser = argparse.ArgumentParser(prog="python -m bench.pictures", description="Draws the plans of docs/plan.md.")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these models; the others' parts stay")
     parser.add_argument("--zoo", type=Path, help="where the zoo is built; default: the cache")
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of measuring for each model")
     options = parser.parse_args()
     pictures = options.docs / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
+    page = options.docs / "plan.md"
+    known = sections_of(page.read_text(encoding="utf-8"))
     sections = []
     for subject in subjects(options.zoo):
+        if options.only and subject.name not in options.only:
+            sections.append(known[subject.path.name])
+            continue
         picture, words = picture_of(subject, options.budget)
         if len(picture) > _LARGEST_BYTES:
             raise ValueError(f"the picture of {subject.name} has {len(picture)} bytes")
         (pictures / f"{subject.name}.svg").write_text(picture, encoding="utf-8")
         sections.append(section(subject, words))
         sys.stdout.write(f"{subject.name}: {len(picture)} bytes\n")
-    page = options.docs / "plan.md"
     page.write_text(page_with(page.read_text(encoding="utf-8"), sections), encoding="utf-8")
 
 

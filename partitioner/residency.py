@@ -77,9 +77,13 @@ def take_turns(blocks: Sequence[Load], budget_bytes: int, most_bytes: int | None
     """
     worst = max(blocks, key=lambda block: block.alone_bytes)
     if worst.alone_bytes > budget_bytes:
+        left = (
+            f"{budget_bytes} are left for it" if budget_bytes > 0
+            else f"nothing is left for it: what runs it takes {-budget_bytes} more than the limit by itself"
+        )  # fmt: skip
         raise Infeasible(
             f"block {worst.id!r} alone needs {worst.alone_bytes} bytes ({worst.weights_bytes} of weights, "
-            f"{worst.values_bytes} of values), {budget_bytes} are left for it: "
+            f"{worst.values_bytes} of values), {left}: "
             f"{worst.alone_bytes - budget_bytes} too few.",
             f"Raise the memory limit by {worst.alone_bytes - budget_bytes} bytes, or use smaller weights (int8).",
             block=worst.id, limit="memory", excess=float(worst.alone_bytes - budget_bytes),

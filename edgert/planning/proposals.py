@@ -123,11 +123,11 @@ def pieces_of(workshop: Workshop, placement: Placement) -> tuple[Piece, ...]:
 
 
 def by_cost(workshop: Workshop, costs: Costs, links: Sequence[Link]) -> list[Proposal]:
-    """Solved on measured costs; then, since fused costs do not add, on costs corrected by what the pieces took.
+    """Solved on measured costs, by which long stretches take what they took; then on costs corrected by the pieces.
 
     A placement in many segments is tried in at most `_FEW` too: fewer costs can be wrong there.
     """
-    factors: dict[Target, float] = {}
+    factors = _calibrated(workshop, costs)
     made: list[Proposal] = []
     for _ in range(_ROUNDS):
         problem = problem_of(workshop, costs, _overheads(workshop, costs), factors, links)
@@ -167,18 +167,37 @@ def _solved(workshop: Workshop, costs: Costs, problem: Problem, links: Sequence[
     return [with_links(workshop, each, links) for each in proposals] if latency else proposals
 
 
+def _calibrated(workshop: Workshop, costs: Costs) -> dict[Target, float]:
+    """For each target: what its longest stretch took over what the blocks of that took alone."""
+    longest: dict[Target, tuple[tuple[int, ...], float]] = {}
+    for (target, blocks), whole_s in workshop.stretches.items():
+        known = costs.seconds.get(target, {})
+        if len(blocks) > len(longest.get(target, ((), 0.0))[0]) and known.keys() >= set(blocks):
+            longest[target] = blocks, whole_s
+    return _factors(workshop, costs, {target: [stretch] for target, stretch in longest.items()})
+
+
 def _corrected(
     workshop: Workshop, proposal: Proposal, costs: Costs, before: Mapping[Target, float]
 ) -> dict[Target, float]:
-    """For each target: what its pieces took over what their blocks took alone, calls and borders left out of both."""
-    factors = dict(before)
+    """For each target: what its pieces took over what their blocks took alone."""
+    pieces: defaultdict[Target, list[tuple[Sequence[int], float]]] = defaultdict(list)
+    for piece, row in zip(proposal.pieces, proposal.rows, strict=True):
+        if piece.target in costs.seconds:
+            pieces[piece.target].append((piece.blocks, seconds(row)))
+    return {**before, **_factors(workshop, costs, pieces)}
+
+
+def _factors(
+    workshop: Workshop, costs: Costs, stretches: Mapping[Target, Sequence[tuple[Sequence[int], float]]]
+) -> dict[Target, float]:
+    """For each target: time of its stretches over that of their blocks, calls and borders left out of both."""
+    factors = {}
     overheads = _overheads(workshop, costs)
-    for target in {piece.target for piece in proposal.pieces} & overheads.keys():
-        whole = parts = 0.0
-        for piece, row in zip(proposal.pieces, proposal.rows, strict=True):
-            if piece.target == target:
-                whole += max(0.0, seconds(row) - overheads[target].of(flow_bytes(workshop, piece.blocks)))
-                parts += sum(net_s(workshop, costs, target, overheads[target], number) for number in piece.blocks)
+    for target, pieces in stretches.items():
+        overhead = overheads[target]
+        whole = sum(max(0.0, time_s - overhead.of(flow_bytes(workshop, blocks))) for blocks, time_s in pieces)
+        parts = sum(net_s(workshop, costs, target, overhead, number) for blocks, _ in pieces for number in blocks)
         if parts > 0:
             factors[target] = max(0.05, whole / parts)
     return factors

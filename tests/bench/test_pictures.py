@@ -8,7 +8,7 @@ from xml.dom import minidom
 
 import pytest
 
-from bench.pictures import MARKER, Subject, page_with, picture_of, section
+from bench.pictures import MARKER, Subject, page_with, picture_of, section, sections_of
 from edgert.data import path as data_path
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -24,6 +24,13 @@ def test_a_model_becomes_a_picture_and_a_section():
     assert page.startswith("# Above\n")
     assert "segment 1 of 1" in page
     assert "stale words" not in page
+
+
+def test_parts_of_the_page_can_stay():
+    page = (DOCS / "plan.md").read_text(encoding="utf-8")
+    parts = sections_of(page)
+    assert len(parts) == 6
+    assert page_with(page, list(parts.values())) == page
 
 
 def test_a_page_without_a_marker_is_left_alone():

@@ -58,3 +58,10 @@ def test_a_block_that_does_not_fit_is_named_with_its_figures() -> None:
     with pytest.raises(Infeasible, match=r"'b' alone needs 130 bytes \(120 of weights, 10 of values\)") as caught:
         take_turns([Load("a", 10, 1), Load("b", 120, 10)], 100)
     assert (caught.value.block, caught.value.limit, caught.value.excess) == ("b", "memory", 30.0)
+
+
+def test_a_limit_below_what_runs_the_model_is_said_without_negative_sizes() -> None:
+    with pytest.raises(Infeasible, match=r"takes 50 more than the limit by itself: 180 too few") as caught:
+        take_turns([Load("a", 10, 1), Load("b", 120, 10)], -50)
+    assert "-" not in str(caught.value)
+    assert caught.value.excess == 180
