@@ -13,13 +13,14 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgert.partitioner.indexed import Indexed
 
-__all__ = ["Answer", "Programme", "add_device_wire", "available", "solve_throughput"]
+__all__ = ["Answer", "Programme", "add_device_wire", "available", "lead_s", "solve_throughput"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ _WORKERS = 2
 _SEED = 1
 _CLOSING_S = 0.3
 """CP-SAT overruns its limit by about that."""
+_LOADING_S = 1.2
+"""OR-Tools takes that long to load while local search goes on in another thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,11 @@ class Answer:
 def available() -> bool:
     """Whether OR-Tools is installed."""
     return importlib.util.find_spec("ortools") is not None
+
+
+def lead_s() -> float:
+    """Seconds before a programme can be stated: OR-Tools is loaded once in a process."""
+    return 0.0 if "ortools.sat.python.cp_model" in sys.modules else _LOADING_S
 
 
 class Programme:

@@ -159,7 +159,8 @@ class _Work:
             self._answer_anyway()
             return
         placements = math.prod(len(indexed.allowed(item)) for item in range(len(indexed.items)))
-        self._start()
+        # Where all placements are gone through anyway, a start that takes no time is enough.
+        self._start(0.0 if placements <= _TINY else min(_SEARCH_S, self.left_s / _START_SHARE))
         if placements <= _TINY:
             self._go_through_all(self.left_s)
         if not self.done and self.best is not None:
@@ -200,8 +201,8 @@ class _Work:
             self.exact = found is not None and self.cost <= cost * (1 + 1e-9)
             self.proved_empty = found is None
 
-    def _start(self) -> None:
-        more = self.until(min(_SEARCH_S, self.left_s / _START_SHARE))
+    def _start(self, seconds: float) -> None:
+        more = self.until(seconds)
         for start in starts(self.indexed, more):
             self.offer(start, "starts")
             if not more() and self.best is not None:
@@ -227,7 +228,7 @@ class _Work:
     def _programme(self) -> None:
         indexed, problem = self.indexed, self.indexed.problem
         size = len(indexed.items) * len(indexed.device_of)
-        if size > _PROGRAMME_PER_S * self.left_s * self.core:
+        if size > _PROGRAMME_PER_S * (self.left_s - integer.lead_s()) * self.core:
             return
         if problem.objective == "throughput" or self.best is None:
             throughput = problem.objective == "throughput"
