@@ -1,8 +1,8 @@
 """Content hashes remembered by what `stat` says of a file, so that a large model is not read again only to be
 recognised.
 
-A file that refers to others is always hashed. So is one that changed a moment ago: a change right after that might
-leave the same times (the "racy" entries of a version control system's index).
+Of a file that refers to others, theirs count too. One that changed a moment ago is always hashed: a change right after
+that might leave the same times (the "racy" entries of a version control system's index).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgert import formats, store
@@ -39,19 +40,29 @@ def digest(path: Path, folder: Path | None) -> str:
     except OSError:
         return formats.digest(path)  # which says what is wrong with it
     known = store.read_or_drop(entry) if entry is not None else None
-    if known is not None and known.get("identity") == before:
+    if known is not None and known.get("identity") == before and _unchanged(path, known.get("companions", {})):
         return str(known["digest"])
+    companions = {location: _identity(path.parent / location) for location, _ in formats.companions(path)}
     found = formats.digest(path)
-    settled = time.time() - max(before[2], before[3]) / 1e9 > _SETTLED_S
-    if entry is not None and settled and before == _identity(path) and not formats.refers(path):
+    latest_ns = max(time_ns for identity in (before, *companions.values()) for time_ns in identity[2:4])
+    settled = time.time() - latest_ns / 1e9 > _SETTLED_S
+    if entry is not None and settled and before == _identity(path) and _unchanged(path, companions):
         try:
-            store.write_json(entry, {"identity": before, "digest": found})
+            store.write_json(entry, {"identity": before, "companions": companions, "digest": found})
         except CacheUnwritable as error:
             _log.warning("%s", error.message)
     return found
 
 
+def _unchanged(model: Path, companions: Mapping[str, list[int]]) -> bool:
+    """Whether the files beside a model are those that they were; by location, links followed."""
+    try:
+        return all(_identity(model.parent / location) == identity for location, identity in companions.items())
+    except OSError:
+        return False
+
+
 def _identity(path: Path) -> list[int]:
-    """Device and inode, size, times of content and of status: a replaced or rewritten file has others."""
+    """Device and inode, times of content and of status, size: a replaced or rewritten file has others."""
     stat = path.stat()
     return [stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size]
