@@ -14,6 +14,7 @@ from edgert import errors
 from edgert.errors import ChildTimeout, DeadlineExceeded, EdgertError, Garbage
 from edgert.execution.admission import Admission
 from edgert.execution.checks import check_values
+from edgert.execution.courier import Courier, maker
 from edgert.execution.events import EventKind
 from edgert.execution.fair import FairQueue
 from edgert.execution.fleet import Fleet
@@ -25,10 +26,10 @@ from edgert.execution.recovery import Ladder
 from edgert.execution.reserve import Reserve
 from edgert.execution.shadow import Drift, Shadow
 from edgert.execution.trial import Witness
-from edgert.execution.ways import Way, reaches
+from edgert.execution.ways import Way
 from edgert.plan import Plan
 from edgert.tensor import Data
-from edgert.transport.messages import Cancel, Done, Failed, Work
+from edgert.transport.messages import Done, Failed
 
 _MOST_AHEAD = 64
 _LOOK_S = 0.25
@@ -47,6 +48,7 @@ class Dispatcher:
         self._fleet, self._reserve, self._witness, self._drifted = fleet, reserve, witness, drifted
         self.shadow = Shadow(reserve, witness, fleet.limits.shadow)
         self.ladder = Ladder(fleet, ways, name, self._try, refusals)
+        self._courier = Courier(plan, fleet)
         self.admission = Admission(name, fleet.limits, self.ladder, reserve)
         self._waiting: FairQueue[Flight] = FairQueue()
         self._flights: dict[int, Flight] = {}
@@ -116,29 +118,9 @@ class Dispatcher:
         return min(_MOST_AHEAD, 2 * sum(map(len, way.members)) + ahead)
 
     def _send(self, flight: Flight, way: Way) -> None:
-        chosen = way.pick(trying=flight.trial)
-        if chosen is None:
+        if not self._courier.set_out(flight, way):
             self._again(flight, "the way was lost before it was sent")
-            return
-        flight.way, flight.chosen, flight.stand = way, chosen, "flying"
-        flight.attempt += 1
-        flight.outputs = {}
-        flight.sent_s, flight.missed = time.monotonic(), 0
-        flight.tried.append(way)
-        way.under_way[flight.priority] += 1
-        absent = frozenset(value.name for value in self.plan.inputs if value.name not in flight.inputs)
-        flight.route = way.route(self._fleet, chosen, absent, flight.priority)
-        for index, (stage, member) in enumerate(zip(way.stages, chosen, strict=True)):
-            held = way.held(index, member)
-            assert held is not None  # `pick` chose those that hold it
-            held.taken[flight.priority] += 1
-            takes = {name: flight.inputs[name] for name in stage.takes if name in flight.inputs}
-            if takes or not way.wanted[index].inputs:
-                self._give(flight, way, index, takes)
-        others_s = self.limits.hang_factor * max(member.load_s() for member in chosen)
-        waits_s = way.limit_s() * (1 + sum(way.under_way.values())) + others_s
-        flight.patience_s = waits_s + self.limits.lapse_s
-        if not self._looking:
+        elif not self._looking:
             self._looking = True
             self._fleet.loop.after(_LOOK_S, self._look)
 
@@ -174,7 +156,7 @@ class Dispatcher:
                 raise Garbage(f"{self.name}: an answer of segment {answer.segment!r}, which was not asked.")
             gives = way.stages[index].gives
             declared = [value for value in self.plan.outputs if value.name in gives]
-            self._forward(flight, way, index, answer)
+            self._courier.forward(flight, way, index, answer)
             check_values(str(flight.chosen[index].place), values, declared, sizes=self._witness.keeps_sizes)
         except EdgertError as error:
             if getattr(error, "shortage", False):  # of ours: the executor is not to blame
@@ -191,26 +173,10 @@ class Dispatcher:
         if all(name in flight.outputs or name in flight.inputs for name in way.outputs):
             self._answered(flight, way)
 
-    def _forward(self, flight: Flight, way: Way, index: int, answer: Done) -> None:
-        """Pass on what an executor could not send to the next one itself."""
-        for sink, names in way.stages[index].feeds:
-            member = flight.chosen[sink]
-            if not reaches(flight.chosen[index], member):
-                values = open_values(self._fleet.mail, {name: answer.values[name] for name in names}, copy=True)
-                self._give(flight, way, sink, values)
-
-    def _give(self, flight: Flight, way: Way, index: int, values: Mapping[str, Data]) -> None:
-        """Send values to the executor of a segment."""
-        member = flight.chosen[index]
-        home, carried = self._fleet.mail.place(member.endpoint, values)
-        name = way.wanted[index].order.name
-        work = Work(flight.number, flight.attempt, flight.deadline_s, flight.route, name, carried, home)
-        self._fleet.mail.send(member.endpoint, work)
-
     def _answered(self, flight: Flight, way: Way) -> None:
         outputs = {name: flight.outputs.get(name, flight.inputs.get(name)) for name in way.outputs}
         chosen = flight.chosen
-        self._leave_way(flight)
+        self._courier.leave(flight)
         if flight.trial is not None:
             self._judge(flight, way, outputs, chosen)
             return
@@ -233,7 +199,7 @@ class Dispatcher:
             self._expire(flight)
             return
         if isinstance(error, Garbage):
-            self._distrust(self._maker(flight, answer.segment, error), error.message, flight)
+            self._distrust(maker(flight, answer.segment, error), error.message, flight)
             return
         assert flight.way is not None  # it flies
         if flight.trial is not None:
@@ -242,17 +208,6 @@ class Dispatcher:
             flight.trial = flight.trial if index is None else flight.chosen[index]
         self._again(flight, f"{flight.way.name} failed: {error.message}", error)
 
-    def _maker(self, flight: Flight, segment: str, error: Garbage) -> str:
-        """Which segment made a value that cannot be an answer."""
-        way = flight.way
-        if way is None or not getattr(error, "read", False):
-            return segment
-        for index, stage in enumerate(way.stages):
-            for sink, names in stage.feeds:
-                if way.wanted[sink].order.name == segment and error.value in names:
-                    return way.wanted[index].order.name
-        return segment
-
     def garbled(self, segment: str, reason: str) -> None:
         """See `Customer`."""
         self._distrust(segment, reason)
@@ -260,7 +215,7 @@ class Dispatcher:
     def _again(self, flight: Flight, reason: str, error: EdgertError | None = None) -> None:
         """Run a request on the next way that can, under the next attempt."""
         way, chosen = flight.way, flight.chosen
-        self._leave_way(flight, cancel=True)
+        self._courier.leave(flight, cancel=True)
         if flight.trial is not None:
             self._end(flight)
             if way is not None:
@@ -316,7 +271,7 @@ class Dispatcher:
 
     def _expire(self, flight: Flight | None) -> None:
         if flight is not None and not flight.over:
-            self._leave_way(flight, cancel=True)
+            self._courier.leave(flight, cancel=True)
             late = DeadlineExceeded(
                 f"{self.name}: the deadline of {flight.given_s:.3f} s passed before an answer was there.",
                 "Give more time, or send fewer requests.", deadline_s=flight.given_s,
@@ -326,25 +281,11 @@ class Dispatcher:
     def call_off(self, flight: Flight) -> None:
         """Its caller does not want it any more."""
         if not flight.over and flight.number in self._flights:
-            self._leave_way(flight, cancel=True)
+            self._courier.leave(flight, cancel=True)
             promise = flight.promise
             self._end(flight)
             if promise is not None:
                 promise.set_running_or_notify_cancel()
-
-    def _leave_way(self, flight: Flight, *, cancel: bool = False) -> None:
-        """It is not under way any more, or not there."""
-        way, chosen = flight.way, flight.chosen
-        if way is None:
-            return
-        way.under_way[flight.priority] -= 1
-        for index, member in enumerate(chosen):
-            held = way.held(index, member)
-            if held is not None and held.taken[flight.priority]:
-                held.taken[flight.priority] -= 1
-            if cancel and member.up:
-                self._fleet.mail.send(member.endpoint, Cancel(flight.number, flight.attempt))
-        flight.way, flight.chosen = None, ()
 
     def _end(self, flight: Flight) -> None:
         flight.stand = "over"
