@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import edgert
 from edgert import bundle, measure
+from edgert.bundle.archive import entry
 from edgert.data import path
 from edgert.devices.probe import glance
 from edgert.errors import EdgertError, ModelCorrupt, ModelError, ModelNotFound, ModelUnsupported, OptionError
@@ -405,7 +406,7 @@ def rebuilt(source, to, change=lambda members: members, infos=lambda info: info)
     members["edgert.json"] = json.dumps(manifest).encode()
     with zipfile.ZipFile(to, "w") as archive:
         for name, content in members.items():
-            archive.writestr(infos(zipfile.ZipInfo(name)), content)
+            archive.writestr(infos(entry(name, len(content))), content)
     return to
 
 
@@ -415,7 +416,7 @@ def raw(source, to, change):
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(to, "w") as archive:
         for name, content in change(members).items():
-            archive.writestr(zipfile.ZipInfo(name), content)
+            archive.writestr(entry(name, len(content)), content)
     return to
 
 
@@ -428,6 +429,26 @@ def test_a_changed_member_is_named_before_anything_is_laid_down(alone, machine, 
     with pytest.raises(ModelCorrupt, match=rf"{member}.*SHA-256"):
         edgert.load(bad, machine=machine, cache_dir=tmp_path / "cache")
     assert not (tmp_path / "cache" / "bundles").exists()
+
+
+def test_a_flipped_bit_between_the_members_is_found(alone, tmp_path):
+    whole, bad = alone.read_bytes(), tmp_path / "bad.edgert"
+    with zipfile.ZipFile(alone) as archive:
+        starts = [info.header_offset for info in archive.infolist()] + [archive.start_dir]
+        places = [at for start in starts for at in range(start, start + 30)]
+        places += range(archive.start_dir, len(whole))
+    for at in dict.fromkeys(places):
+        bad.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        with pytest.raises(ModelError):
+            bundle.read(bad)
+
+
+@pytest.mark.parametrize("more", [b"x", b"PK\5\6" + bytes(18)])
+def test_bytes_behind_the_archive_are_refused(alone, tmp_path, more):
+    longer = tmp_path / "longer.edgert"
+    longer.write_bytes(alone.read_bytes() + more)
+    with pytest.raises(ModelError):
+        bundle.read(longer)
 
 
 def test_a_flipped_bit_in_the_model_is_found(alone, tmp_path):
@@ -461,10 +482,10 @@ def test_a_missing_one_is_not_found(tmp_path):
 
 def test_a_later_format_is_unsupported_and_says_who_made_it(alone, tmp_path):
     def change(members):
-        manifest = {**json.loads(members["edgert.json"]), "format": 2, "edgert": "9.9"}
+        manifest = {**json.loads(members["edgert.json"]), "format": bundle.FORMAT + 1, "edgert": "9.9"}
         return {**members, "edgert.json": json.dumps(manifest).encode()}
 
-    with pytest.raises(ModelUnsupported, match=r"edgert\.json.*format 2.*edgert 9\.9") as caught:
+    with pytest.raises(ModelUnsupported, match=rf"edgert\.json.*format {bundle.FORMAT + 1}.*edgert 9\.9") as caught:
         bundle.read(raw(alone, tmp_path / "new.edgert", change))
     assert "upgrade" in caught.value.remedy
 

@@ -50,6 +50,7 @@ from edgert.bundle.archive import (
     opened,
     verify,
 )
+from edgert.bundle.layout import check_layout
 from edgert.bundle.sense import check_plan
 from edgert.errors import EdgertError, ModelError, ModelUnsupported
 from edgert.formats.artefacts import ARTEFACT, Artefact
@@ -290,6 +291,7 @@ def read(path: Path) -> Bundle:
         members = _members(manifest, infos, path)
         for member in members.values():
             verify(archive, member, path)
+        check_layout(archive, infos, path)
         texts = {name: document(archive, infos[name], path) for name in (PLAN, MACHINE, PROFILE)}
     return _assemble(path, manifest, members, texts)
 
