@@ -161,7 +161,8 @@ def _mixed(library: Any, source: Source, target: Target) -> Any:
         raise refused(target, "only a .tflite has operators of one arithmetic each")
     names = {index: name for name, index in file.operators.items()}
     floated: list[str] = []
-    content, origin = None, tuple(range(len(names)))
+    content = None
+    origin: tuple[int | None, ...] = tuple(range(len(names)))
     while True:
         try:
             interpreter = _whole(library, source, target, content)

@@ -32,7 +32,13 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in NONSENSE.items() for value in values], ids=repr
+    ("name", "value"),
+    [
+        # Named by place: an address would differ from process to process.
+        pytest.param(name, value, id=f"{name}-{place}-{type(value).__name__}")
+        for name, values in NONSENSE.items()
+        for place, value in enumerate(values)
+    ],
 )
 def test_nonsense_is_refused_by_name(name, value, tmp_path):
     settings = {"path": MODEL, "cache_dir": tmp_path, "budget_s": 0, "machine": glance()}

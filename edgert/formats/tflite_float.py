@@ -141,8 +141,8 @@ def _dequantised(content: Array, quantization: Quantization | None) -> Array:
     """Scale * (integer - zero point), one of each or one a slice along the axis."""
     if quantization is None:
         return content.astype(np.float32)
-    scales, points = np.float32(quantization.scales), np.float32(quantization.zero_points)
+    scales, points = np.asarray(quantization.scales, np.float32), np.asarray(quantization.zero_points, np.float32)
     if quantization.axis is not None and len(scales) > 1:
         shape = [-1 if axis == quantization.axis else 1 for axis in range(content.ndim)]
         scales, points = scales.reshape(shape), points.reshape(shape)
-    return np.ascontiguousarray(scales * (content.astype(np.float32) - points), np.float32)
+    return np.ascontiguousarray(scales * (content.astype(np.float32) - points))
