@@ -1,8 +1,9 @@
 """Sysroots, sets of packages and launchers of the emulated boards, made once and kept in the cache.
 
     sysroot(architecture)  Debian's python3 and the libraries that wheels expect, without running a line of ARM code
-    packages(name)         the wheels of requirements/boards/NAME.txt, by hash
-    product(...)           edgert itself, from a wheel built here
+    packages(name)         the wheels of requirements/boards/NAME.txt, by hash, installed
+    index(architecture)    the same wheels as files, those of all sets, with edgert's own and pip: to install from
+    product()              edgert itself, from a wheel built here
     launcher(board)        the board's python3, see launch.c
 
 Each lies in `$EDGERT_CI_CACHE/boards` (else ~/.cache/edgert-ci/boards) under a hash of what it is made from, and is
@@ -39,6 +40,8 @@ DEBIAN = {
         "python3", "libstdc++6", "libgcc-s1", "libgomp1", "libatomic1", "libfaketime", "python3-numpy", "python3-zmq",
     ),
 }  # fmt: skip
+BARE = "bare"
+"""A set without any package."""
 QEMU = {"arm64": "qemu-aarch64", "armhf": "qemu-arm"}
 _MACHINE = {"arm64": "aarch64", "armhf": "armv7l"}
 _GLIBC_MINORS = range(17, 37)
@@ -107,16 +110,15 @@ def sysroot(architecture: str) -> Path:
 
 def packages(name: str) -> Path:
     """A folder of site-packages with what requirements/boards/NAME.txt pins."""
+    if name == BARE:
+        return _made(f"packages-{name}", [], lambda folder: None)
     lock = LOCKS / f"{name}.txt"
-    machine = _MACHINE["armhf" if name == "armhf" else "arm64"]
-    tags = [f"manylinux2014_{machine}", *(f"manylinux_2_{minor}_{machine}" for minor in _GLIBC_MINORS)]
+    tags = _tags("armhf" if name == "armhf" else "arm64")
 
     def make(folder: Path) -> None:
         _run(
             [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--require-hashes", "--only-binary=:all:",
-             "--no-compile", "--disable-pip-version-check", "--python-version=3.11", "--implementation=cp",
-             "--abi=cp311", "--abi=abi3", "--abi=none", *(f"--platform={tag}" for tag in tags),
-             "--target", str(folder), "-r", str(lock)],
+             "--no-compile", "--disable-pip-version-check", *tags, "--target", str(folder), "-r", str(lock)],
             name,
         )  # fmt: skip
         # edgert itself is mounted beside these, and found like an editable install.
@@ -126,9 +128,38 @@ def packages(name: str) -> Path:
     return _made(f"packages-{name}", [lock.read_text(encoding="utf-8"), *tags, _PATH_FILE], make)
 
 
+def index(architecture: str) -> Path:
+    """A folder of wheels to install from on a board, more than edgert asks for, and pip itself to do it with."""
+    locks = [lock for lock in sorted(LOCKS.glob("*.txt")) if (lock.stem == "armhf") == (architecture == "armhf")]
+    tags = _tags(architecture)
+    own = wheel()
+
+    def make(folder: Path) -> None:
+        import pip
+
+        for lock in locks:
+            _run(
+                [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes", "--only-binary=:all:",
+                 "--disable-pip-version-check", *tags, "-d", str(folder), "-r", str(lock)],
+                lock.stem,
+            )  # fmt: skip
+        shutil.copy(own, folder)
+        shutil.copytree(Path(pip.__file__).parent, folder / "pip")
+
+    return _made(f"index-{architecture}", [*(lock.read_text(encoding="utf-8") for lock in locks), str(own)], make)
+
+
+def _tags(architecture: str) -> list[str]:
+    """What tells pip to choose for a board's Python and not for this one."""
+    machine = _MACHINE[architecture]
+    platforms = [f"manylinux2014_{machine}", *(f"manylinux_2_{minor}_{machine}" for minor in _GLIBC_MINORS)]
+    return ["--python-version=3.11", "--implementation=cp", "--abi=cp311", "--abi=abi3", "--abi=none",
+            *(f"--platform={platform}" for platform in platforms)]  # fmt: skip
+
+
 @functools.cache
-def product() -> Path:
-    """What a wheel of this checkout installs; looked at once, whatever is edited while boards run."""
+def wheel() -> Path:
+    """A wheel of this checkout; looked at once, whatever is edited while boards run."""
     tracked = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate",
          "edgert", "devices", "partitioner", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "MANIFEST.in"],
@@ -149,18 +180,27 @@ def product() -> Path:
                     link.symlink_to(f"../{name}")
             _run(
                 [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index",
-                 "-w", scratch, f"{scratch}/source"],
+                 "-w", str(folder), f"{scratch}/source"],
                 "wheel",
             )  # fmt: skip
-            (wheel,) = Path(scratch).glob("edgert-*.whl")
-            _run(
-                [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-compile",
-                 "--disable-pip-version-check", "--target", str(folder), str(wheel)],
-                "wheel",
-            )  # fmt: skip
+
+    (found,) = _made("wheel", recipe, make, keep=4).glob("edgert-*.whl")
+    return found
+
+
+def product() -> Path:
+    """What `wheel` installs."""
+    own = wheel()
+
+    def make(folder: Path) -> None:
+        _run(
+            [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-compile",
+             "--disable-pip-version-check", "--target", str(folder), str(own)],
+            "wheel",
+        )  # fmt: skip
         _compile(folder)
 
-    return _made("product", recipe, make, keep=4)
+    return _made("product", [own.parent.name], make, keep=4)
 
 
 def launcher(board: Board) -> Path:

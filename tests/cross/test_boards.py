@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.utils import canonicalize_name
 
 import edgert
 from cross import board as boards
+from cross import sysroot
 from cross.golden import GOLDEN
 from cross.sysroot import cache
 from tests.cross.conftest import known_for
@@ -170,6 +172,27 @@ def test_a_backend_that_dies_on_this_core_is_named_and_another_answers(on_board,
     assert answer["right"] == answer["of"]
     assert answer["targets"][0].startswith("litert")
     record(name, "onnxruntime 1.21.0", "dies of SIGILL, LiteRT answers" if seen["reason"] else "usable")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group("pip")) for name in ("pi4", "pi2")])
+def test_the_extra_for_a_pi_brings_one_backend_and_no_more(on_board, record, name, tmp_path):
+    """By the board's own pip, from an index that has much more; numpy and pyzmq are Debian's on 32 bits."""
+    architecture = boards.load(name).architecture
+    board = on_board(name, sysroot.BARE, binds={sysroot.index(architecture): "/srv/models"}, folder=tmp_path,
+                     variables={"PYTHONPATH": "/srv/models"})  # fmt: skip
+    # pip looks into its interpreter for the kind of 32-bit ARM, and a board's python3 is the program that starts QEMU.
+    program = "import sys; sys.executable = '/usr/bin/python3.11'; from pip._internal.cli.main import main; main()"
+    done = board.run("-c", program, "--disable-pip-version-check", "install", "--dry-run", "--no-index",
+                     "--find-links", "/srv/models", "edgert[pi]")  # fmt: skip
+    assert "Would install " in done.stdout, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("Would install "))
+    brought = {canonicalize_name(item.rpartition("-")[0]) for item in line.split()[2:]}
+    backends = brought & {"ai-edge-litert", "tflite-runtime", "onnxruntime", "openvino"}
+    assert backends == ({"tflite-runtime"} if architecture == "armhf" else {"ai-edge-litert"})
+    debians = {"numpy", "pyzmq"} if architecture == "armhf" else set()
+    assert {"edgert", "numpy", "pyzmq", "typer", "rich"} - debians <= brought
+    assert not brought & (debians | {"onnx", "onnx-ir", "ortools", "scipy", "pandas"})
+    record(name, 'pip install "edgert[pi]"', f"{', '.join(sorted(backends))} and {len(brought) - 2} packages for it")
 
 
 # ---- memory
