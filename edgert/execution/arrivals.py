@@ -70,6 +70,13 @@ class Arrivals:
             return Job(work, leg, work.values, homes)
         return self._gather(work, leg, homes)
 
+    def rehearse(self, work: Work) -> None:
+        """Take once more what was taken before and can be without changing anything."""
+        leg = self._routes.get(work.route, {}).get(work.segment)
+        whole = leg is not None and all(name in work.values for name in leg.inputs)
+        if whole and self._cancelled.get(work.request, -1) < work.attempt:
+            self.take(work)
+
     def set_route(self, route: int, legs: tuple[Leg, ...], peer: str) -> list[Job]:
         """Learn a route, or (no legs) forget it.
 

@@ -3,7 +3,7 @@
 A thread that sleeps is woken in tens of microseconds, and then runs several times slower than it could for a while,
 since its core forgot it. So the executor before says when it begins a run (`messages.Soon`), and the one after watches
 around the moment at which the work has come before. It gives its core away whenever anybody else wants it, watches for
-half a millisecond at most, and not at all where the moment cannot be told.
+a fifth of the time at most (half a millisecond where that is more), and not at all where the moment cannot be told.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-_MOST_S = 500e-6
-"""How long it may watch for one request."""
+_LEAST_S, _MOST_S, _SHARE = 500e-6, 2e-3, 0.2
+"""It may watch for this share of the time that it waits for a request, or the first where that is more; never longer
+than the second."""
 _MARGIN_S = 50e-6
 """Before and after the time in which most work came."""
 _NEW = 0.25
@@ -32,6 +33,8 @@ class _Gap:
     """Mean distance from the mean."""
 
     def saw(self, gap_s: float) -> None:
+        # One that was held up by something else must not spoil the guess for many to come.
+        gap_s = min(gap_s, self.mean_s + 4 * max(self.deviation_s, _MARGIN_S))
         self.deviation_s += (abs(gap_s - self.mean_s) - self.deviation_s) * _NEW
         self.mean_s += (gap_s - self.mean_s) * _NEW
 
@@ -80,8 +83,9 @@ class Attention:
         for segment, hinted_s in self._hinted.items():
             gap = self._gaps.get(segment)
             if gap is not None:
-                around_s = min(_MOST_S / 2, 2 * gap.deviation_s + _MARGIN_S)
+                most_s = max(_LEAST_S, min(_MOST_S, _SHARE * gap.mean_s))
+                around_s = min(most_s / 2, 2 * gap.deviation_s + _MARGIN_S)
                 middle_s = hinted_s + gap.mean_s
-                if gap.deviation_s < _MOST_S and now_s < middle_s + around_s:
+                if gap.deviation_s < most_s and now_s < middle_s + around_s:
                     return segment, middle_s - around_s, middle_s + around_s
         return None

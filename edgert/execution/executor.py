@@ -278,6 +278,10 @@ class Executor:
         """
         job, segment = self._latest.get(name), self._segments.get(name)
         if job is not None and segment is not None:
+            queue: FairQueue[Job] = FairQueue()
+            queue.put(job, segment.model, segment.mean_s, job.leg.priority)
+            queue.pop()
+            self._arrivals.rehearse(job.work)
             with suppress(EdgertError):  # its owner is gone
                 self._check_inputs(segment, self._mail.rehearse(job.work))
 

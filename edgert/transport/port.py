@@ -15,22 +15,30 @@ from typing import Any, NamedTuple, TypeAlias
 import zmq
 
 from edgert.errors import Closed, EdgertError, WireError
-from edgert.transport import direct, frames
+from edgert.transport import direct, forked, frames
 from edgert.transport.direct import LOOK, WAKE, Bell
 from edgert.transport.messages import Message
 
 _log = logging.getLogger(__name__)
 _MOST_SHORTLY = 64
 """Messages in a row that come the short way before those that came the long way are looked for."""
+_SELECTABLE = 1024
+"""FD_SETSIZE: descriptors that select(2) knows are below."""
+_WANTED_S = 300e-6
+"""A look that took so long was interrupted by somebody who wanted the core."""
+_WAKING_S = 150e-6
+"""To be awake at some moment: a sleep ends late, and a thread that slept is slow at first."""
 _MOST_LOGGED = 100
 """Malformed messages that are logged; they are counted beyond that."""
 
 
 class Lookout(NamedTuple):
-    """A time in which to look again and again instead of sleeping, on `time.monotonic()`."""
+    """A time in which to look again and again instead of sleeping, on `time.monotonic()`, while nobody else wants the
+    core.
+    """
 
     begin_s: float
-    """Up to a millisecond earlier, which is as exact as a sleep is."""
+    """Until shortly before, it sleeps, and anything that comes wakes it."""
     end_s: float
     first: Callable[[], None]
     """Called when it begins."""
@@ -54,8 +62,9 @@ class Port:
         self._max_message_bytes = max_message_bytes
         self._bell = Bell()
         self._poll = select.poll()
-        self._poll.register(self._socket.get(zmq.FD), select.POLLIN)
-        self._poll.register(self._bell.fd, select.POLLIN)
+        self._watched_fds: list[int] = []
+        for fd in (int(self._socket.get(zmq.FD)), self._bell.fd):
+            self._heed(fd)
         self._short: direct.Receiver | direct.Queue | None = None
         self._closed = self._receives = False
         self._shortly = 0
@@ -75,6 +84,11 @@ class Port:
         with self._receiving, self._lock:
             self._dropped()
 
+    def _heed(self, fd: int) -> None:
+        """Wait for this one too."""
+        self._poll.register(fd, select.POLLIN)
+        self._watched_fds.append(fd)
+
     def linger(self, limit_s: float) -> None:
         """What was sent before `close` may still leave for so long after it; `flush` waits for that."""
         with self._lock:
@@ -83,7 +97,7 @@ class Port:
 
     def _keep(self, start: ExitStack) -> None:
         """What was started lasts until `close`, or until nobody holds this any more."""
-        self._dropped = weakref.finalize(self, start.pop_all().close)
+        self._dropped = weakref.finalize(self, forked.mine(start.pop_all().close))
 
     def _send(self, parts: frames.Frames, lend: bool, *, anew: bool = False) -> None:
         """Args:
@@ -160,15 +174,25 @@ class Port:
 
     def _watched(self, lookout: Lookout) -> list[tuple[int, int]]:
         """What is ready, found out without sleeping in that time; nothing when there is nothing."""
-        before_ms = int(1e3 * (lookout.begin_s - time.monotonic()))
-        if before_ms > 0 and (ready := self._poll.poll(before_ms)):
+        before_s = lookout.begin_s - time.monotonic() - _WAKING_S
+        if before_s > _WAKING_S and (ready := self._slept(before_s)):
             return ready
         lookout.first()
-        while time.monotonic() < lookout.end_s:
+        now_s = time.monotonic()
+        while now_s < lookout.end_s:
             if ready := self._poll.poll(0):
                 return ready
             os.sched_yield()  # whoever has something to do on this core goes first
+            before_s, now_s = now_s, time.monotonic()
+            if now_s - before_s > _WANTED_S:
+                break  # somebody had: there are no cores to spare
         return []
+
+    def _slept(self, seconds: float) -> list[tuple[int, int]]:
+        """What is ready within a time that may be shorter than `poll` can be told, where the system lets us."""
+        if max(self._watched_fds) >= _SELECTABLE:
+            return self._poll.poll(int(1e3 * seconds)) if seconds >= 1e-3 else []
+        return [(fd, select.POLLIN) for fd in select.select(self._watched_fds, (), (), seconds)[0]]
 
     def _unpacked(self, came: Came) -> Message | None:
         """The message; None, counted, when it is none."""

@@ -22,7 +22,6 @@ import errno
 import logging
 import os
 import secrets
-import select
 import threading
 import time
 from collections.abc import Iterator
@@ -39,7 +38,7 @@ from edgert.errors import (
     PeerRefused,
     PeerUnreachable,
 )
-from edgert.transport import direct, frames, zap
+from edgert.transport import direct, forked, frames, zap
 from edgert.transport.endpoints import Endpoint, held_path, private_folder
 from edgert.transport.keys import KeyPair, Keyring, checked
 from edgert.transport.messages import Message, Work
@@ -208,7 +207,7 @@ class Inbox(Port):
             except OSError as error:
                 _log.info("%s is reached over ZeroMQ alone, which is slower: %s", endpoint, error)
                 return None
-            self._poll.register(short.fd, select.POLLIN)
+            self._heed(short.fd)
         start.callback(short.close)
         return short
 
@@ -321,8 +320,8 @@ class Outbox(Port):
             raise _full(self.endpoint) from error
 
     def hint(self, message: Message) -> None:
-        """Send the short way or not at all; what is lost is not missed. Within a process it is not sent: whoever
-        watched there would hold the interpreter's lock.
+        """Send the short way or not at all; what is lost is not missed. Within a process it is not sent: a thread that
+        was awake sooner was seen to start no sooner, since it still needs the interpreter's lock.
         """
         if self._sender is not None and not self._closed:
             self._sender.send(direct.datagram_of(frames.pack(message)))
@@ -397,6 +396,16 @@ def _context() -> zmq.Context[Any]:
         if _shared is None:
             _shared = zmq.Context()
         return _shared
+
+
+def _forget() -> None:
+    """In a process that was forked: what there is belongs to its parent, whose threads are not here."""
+    global _shared, _making
+    _shared, _making = None, threading.Lock()
+    _bound.clear()
+
+
+forked.forget(_forget)
 
 
 def flush(limit_s: float) -> bool:
