@@ -51,7 +51,7 @@ def test_nonsense_is_refused_by_name(name, value, tmp_path):
 
 @pytest.mark.parametrize("setting", ["deadline_s", "priority"])
 def test_a_request_that_makes_no_sense_is_refused(setting, tmp_path):
-    with edgert.load(MODEL, cache_dir=tmp_path, budget_s=0, targets=["onnxruntime@*"]) as model:
+    with edgert.load(MODEL, cache_dir=tmp_path, budget_s=0.2, targets=["onnxruntime@*"]) as model:
         for value in ("soon", NAN, [1], np.zeros(2)):
             with pytest.raises(OptionError, match=setting):
                 model.submit(np.zeros((1, 1, 8, 8), np.float32), **{setting: value})
