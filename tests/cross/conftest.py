@@ -15,6 +15,36 @@ from cross.golden import KNOWN
 from tests.cross.visits import LACKING, Visit, usual
 from tests.formats.lacking import quantised_with
 
+ELSEWHERE = {  # beginning of a test's name -> group that it belongs to in place of its board's
+    "test_the_smallest_set": "{board} tflite-runtime",
+    "test_a_backend_that_dies": "{board} control",
+    "test_the_extra_for": "{board} pip",
+    "test_a_bundle_of_64_bits": "pi4",  # where the bundle is made
+    "test_a_clock_at_1970": "{board} clock",  # with a cache of its own
+}
+
+
+def group_of(nodeid):
+    """Tests of one group share a worker: a board with one set of packages, and so what was asked of it in one visit."""
+    test = nodeid.rpartition("::")[2]
+    board = test.rpartition("[")[2].rstrip("]").rpartition("-")[2] if "[" in test else test
+    other = next((group for start, group in ELSEWHERE.items() if test.startswith(start)), "{board}")
+    return other.format(board=board)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """pytest-xdist tells groups by a change to node ids that pytest 9 does not take any more; here their ids serve."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    return Groups(config, log)
+
 
 @pytest.fixture(scope="session")
 def emulation():

@@ -25,11 +25,9 @@ WITHOUT_DOT = ("pi3", "pi4", "zero2w")
 """The old ONNX Runtime uses instructions that came with the dot product's generation of cores."""
 
 
-def each(*names, packages=""):
-    """A test for each board; those of one board with one set of packages go to one worker, whose visit they share."""
-    return pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=pytest.mark.xdist_group(f"{name} {packages}")) for name in names]
-    )
+def each(*names):
+    """A test for each board; `conftest.group_of` says which of them share a worker."""
+    return pytest.mark.parametrize("name", names)
 
 
 def assert_known(board, target, record, label):
@@ -149,7 +147,7 @@ def test_an_operator_without_an_integer_kernel_alone_runs_in_floats(on_board, re
     record(name, "an op without an INT8 kernel", f"refused in integers, alone in floats: {_distance(distance)}")
 
 
-@each("zero2w", "pi4", "pi5", packages="tflite-runtime")
+@each("zero2w", "pi4", "pi5")
 def test_the_smallest_set_of_packages_is_exact(on_board, record, name):
     board = on_board(name, "arm64-tflite-runtime")
     answer = board.check("digits", "digits_i8.tflite")
@@ -159,7 +157,7 @@ def test_the_smallest_set_of_packages_is_exact(on_board, record, name):
     assert_known(board, "litert@*", record, "tflite-runtime")
 
 
-@each(*ARM64, packages="control")
+@each(*ARM64)
 def test_a_backend_that_dies_on_this_core_is_named_and_another_answers(on_board, record, name):
     board = on_board(name, "arm64-control")
     seen = board.check("probe")["backends"]["onnxruntime"]
@@ -174,7 +172,7 @@ def test_a_backend_that_dies_on_this_core_is_named_and_another_answers(on_board,
     record(name, "onnxruntime 1.21.0", "dies of SIGILL, LiteRT answers" if seen["reason"] else "usable")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group("pip")) for name in ("pi4", "pi2")])
+@each("pi4", "pi2")
 def test_the_extra_for_a_pi_brings_one_backend_and_no_more(on_board, record, name, tmp_path):
     """By the board's own pip, from an index that has much more; numpy and pyzmq are Debian's on 32 bits."""
     architecture = boards.load(name).architecture
@@ -272,7 +270,7 @@ def test_a_bundle_runs_where_it_was_made(on_board, record, bundle_of_a_pi4, name
     record(name, "own bundle", "runs, no reader of models loaded")
 
 
-@pytest.mark.parametrize("name", [pytest.param("pi2", marks=pytest.mark.xdist_group("pi4 "))])  # where the bundle is
+@each("pi2")
 def test_a_bundle_of_64_bits_is_refused_on_32(on_board, record, bundle_of_a_pi4, name):
     board = on_board(name, binds={bundle_of_a_pi4: "/srv/models"})
     refused = board.check("refusal", "/srv/models/digits.edgert")
