@@ -18,6 +18,7 @@ from edgert.errors import ChildError, EdgertError
 from edgert.machine import Device
 from edgert.profile import Target
 from edgert.tensor import Data
+from edgert.transport import forked
 
 _log = logging.getLogger(__name__)
 _VISIT_S = 0.01
@@ -48,6 +49,8 @@ class Remotes:
         self._idle: dict[str, list[tuple[Remote, int]]] = {}
         self._uses: dict[Remote, int] = {}
         self._timer: threading.Timer | None = None
+        self._parents: object = None
+        """In a process that was forked: what its parent has."""
 
     def borrow(self, name: str, device: Device | None = None) -> Remote:
         """An idle child of that name, or a new one; it is the caller's until `give_back`.
@@ -81,6 +84,12 @@ class Remotes:
         if not keep:
             remote.close()
 
+    def forget(self) -> None:
+        """In a process that was forked: the children are its parent's."""
+        self._parents = self._idle, self._uses, self._timer  # not collected here, which would end what it holds
+        self._lock, self._timer = threading.Lock(), None
+        self._idle, self._uses = {}, {}
+
     def close(self) -> None:
         """End every idle child."""
         with self._lock:
@@ -102,6 +111,7 @@ class Remotes:
 
 REMOTES = Remotes()
 """Shared by everything in this process that tries targets."""
+forked.forget(REMOTES.forget)
 
 
 @dataclass

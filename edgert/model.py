@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -75,6 +76,7 @@ class Model:
         """What `_for_shapes` found, by the sizes of the free axes, while this plan runs."""
         self._improving: threading.Thread | None = None
         self._stop = threading.Event()
+        self._process = os.getpid()
         self._throttled = ""
         """As `Receipt.throttled`."""
         self._own: Running | None = None
@@ -119,9 +121,7 @@ class Model:
             TargetError: every target refused these inputs.
             Closed: after `close`.
         """
-        pipeline = self._pipeline
-        if pipeline is None:
-            raise self._closed()
+        pipeline = self._open()
         feed = self._feed(inputs)
         other, elsewhere = self._for_shapes(pipeline, feed) if self._axes else (None, "")
         if other is not None:
@@ -169,7 +169,11 @@ class Model:
         return pipeline.events()
 
     def close(self) -> None:
-        """Release everything; later calls raise `Closed`. Closing twice is harmless."""
+        """Release everything; later calls raise `Closed`. Closing twice is harmless, and so is closing in a process
+        that was forked after loading, where it does nothing.
+        """
+        if os.getpid() != self._process:
+            return
         self._stop.set()
         self._unheed()
         with self._lock:
@@ -334,6 +338,12 @@ class Model:
         pipeline = self._pipeline
         if pipeline is None:
             raise self._closed()
+        if os.getpid() != self._process:  # no thread of the libraries or of ours is here
+            raise Closed(
+                f"the model {self._source.path.name} was loaded before this process was forked from process "
+                f"{self._process}.",
+                "Load it in each process, or start processes with 'spawn'.",
+            )
         return pipeline
 
     def _closed(self) -> Closed:

@@ -42,6 +42,7 @@ from edgert.execution.mail import Mail, fresh_endpoint
 from edgert.execution.member import Held, Member, Order, Place, Transport, kill
 from edgert.machine import Device
 from edgert.tensor import Data
+from edgert.transport import forked
 from edgert.transport.messages import (
     Answer,
     Bye,
@@ -320,6 +321,15 @@ class Fleet:
 _shared: Fleet | None = None
 _users = 0
 _lock = threading.Lock()
+
+
+def _forget() -> None:
+    """In a process that was forked: the fleet is its parent's."""
+    global _shared, _users, _lock
+    _shared, _users, _lock = None, 0, threading.Lock()
+
+
+forked.forget(_forget)
 
 
 def shared() -> Fleet:

@@ -12,10 +12,20 @@ from edgert.errors import EdgertError
 from edgert.execution.member import Member
 from edgert.execution.ways import Way
 from edgert.tensor import Data
+from edgert.transport import forked
 
 Answer = TypeVar("Answer")
 Stand: TypeAlias = Literal["waiting", "flying", "reserve", "over"]
 _callbacks = ThreadPoolExecutor(1, thread_name_prefix="edgert callbacks")
+
+
+def _forget() -> None:
+    """In a process that was forked: the thread is its parent's."""
+    global _callbacks  # noqa: PLW0603 - one a process is the point
+    _callbacks = ThreadPoolExecutor(1, thread_name_prefix="edgert callbacks")
+
+
+forked.forget(_forget)
 
 
 def _nothing() -> None:

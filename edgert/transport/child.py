@@ -24,12 +24,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import IO, Any, Protocol
 
 from edgert import errors
 from edgert.errors import ChildDied, ChildError, ChildTimeout, EdgertError, NotEnoughMemory, RunFailed, WireError
 from edgert.tensor import Data
-from edgert.transport import wire
+from edgert.transport import forked, wire
 
 _log = logging.getLogger(__name__)
 _BOOT = (
@@ -38,6 +39,10 @@ _BOOT = (
 )
 START_TIMEOUT_S = 60.0
 """For the interpreter and the service's imports; a cold disk on a small board is slow."""
+
+
+_MOST_WORDS = 300
+"""Of one line of a child's that are kept."""
 
 
 class Service(Protocol):
@@ -90,7 +95,9 @@ class Child:
             target=_drain, args=(self._process.stderr, self._stderr), name=f"stderr of {self.name}", daemon=True
         )
         self._reader.start()
-        self._dropped = weakref.finalize(self, _end, self._process, self._reader, self._socket, self._lifeline)
+        _lifelines.add(self._lifeline)
+        end = partial(_end, self._process, self._reader, self._socket, self._lifeline)
+        self._dropped = weakref.finalize(self, forked.mine(end))
 
     @property
     def pid(self) -> int:
@@ -191,8 +198,22 @@ def _spawned(argument: Mapping[str, Any], *inherited: int) -> subprocess.Popen[b
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        bufsize=0,  # a buffer has a lock, which the thread that reads holds for ever in a process that is forked
         start_new_session=True,
     )
+
+
+_lifelines: set[int] = set()
+"""Ends that this process holds. One that is forked lets go of them: children end with this process, not with that."""
+
+
+def _let_go() -> None:
+    for lifeline in _lifelines:
+        os.close(lifeline)
+    _lifelines.clear()
+
+
+forked.forget(_let_go)
 
 
 def _kills() -> int | None:
@@ -216,8 +237,13 @@ def _killer(before: int | None) -> str:
 def _drain(stream: IO[bytes], last_words: deque[str]) -> None:
     """Read what the child writes to its end. Knows no `Child`, so that one which nobody holds can be collected."""
     with contextlib.suppress(ValueError, OSError):  # closed under our hands
-        for line in stream:
-            last_words.append(line.decode(errors="replace").rstrip()[:300])
+        rest = b""
+        while data := stream.read(1 << 16):
+            *lines, rest = (rest + data).split(b"\n")
+            last_words.extend(line.decode(errors="replace").rstrip()[:_MOST_WORDS] for line in lines)
+            rest = rest[:_MOST_WORDS]
+        if rest:
+            last_words.append(rest.decode(errors="replace"))
 
 
 def _end(process: subprocess.Popen[bytes], reader: threading.Thread, connection: socket.socket, lifeline: int) -> None:
@@ -229,6 +255,7 @@ def _end(process: subprocess.Popen[bytes], reader: threading.Thread, connection:
     connection.close()
     if process.stderr is not None:
         process.stderr.close()
+    _lifelines.discard(lifeline)
     os.close(lifeline)
 
 

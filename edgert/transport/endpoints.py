@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from edgert.errors import EndpointError
+from edgert.transport import forked
 
 Scheme = Literal["inproc", "ipc", "tcp"]
 _LONGEST_PATH = 107
@@ -131,8 +132,11 @@ def private_folder() -> Path:
         raise _wrong(f"ipc://{base}/*", f"cannot be made: {error}", f"Set {name} to a folder that is yours.") from error
     import atexit
 
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(forked.mine(lambda: shutil.rmtree(folder, ignore_errors=True)))
     return folder
+
+
+forked.forget(private_folder.cache_clear)
 
 
 def _owner_lives(folder: Path) -> bool:
