@@ -115,7 +115,8 @@ test-systemd: setup ## the Debian package under a real systemd, booted in a cont
 	@rm -rf $(CACHE)/deb-made
 	@$(BIN)/python cross/deb/build.py --out $(CACHE)/deb-made --cache $(CACHE)/deb
 	@EDGERT_SYSTEMD=1 EDGERT_DEBS=$(CACHE)/deb-made $(BIN)/python -m pytest -s --timeout 900 $(PYTEST_ARGS) \
-	  tests/system/test_deb.py tests/system/test_pipx.py tests/system/test_systemd.py tests/system/test_howto.py
+	  tests/system/test_deb.py tests/system/test_pipx.py tests/system/test_systemd.py tests/system/test_executor_unit.py \
+	  tests/system/test_memory_max.py tests/system/test_howto.py
 
 icount: setup ## guest instructions per inference against the committed table; WRITE=1 writes it
 	@echo "== instruction counts"
