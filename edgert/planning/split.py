@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from edgert.errors import Cancelled, EdgertError
+from edgert.errors import Cancelled, ChildTimeout, EdgertError
 from edgert.execution.segments import Parts, tidied_parts
 from edgert.formats import ModelFile
 from edgert.measure import Contestant
@@ -192,11 +192,13 @@ def _values(workshop: Workshop, setting: Setting) -> Mapping[str, Data]:
     reasons = []
     for target in right[:3]:
         setting.say(f"asking {target} for the values inside the model")
+        limit_s = LIMIT_S if target.backend == LAST_RESORT else setting.course.prepare_limit_s
         try:
-            return reference_values(workshop, target, min(LIMIT_S, max(1.0, workshop.deadline_s - time.monotonic())))
+            return reference_values(workshop, target, min(limit_s, max(1.0, workshop.deadline_s - time.monotonic())))
         except EdgertError as error:
             if isinstance(error, Cancelled):
                 raise
+            workshop.hurried |= isinstance(error, ChildTimeout)
             reasons.append(f"{target}: {error.message}")
     raise _Quiet(f"no split was tried: the values inside the model are not to be had ({'; '.join(reasons)[:300]})")
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 import edgert
 from edgert import data
-from edgert.errors import PrepareRefused
+from edgert.errors import ChildTimeout, PrepareRefused
 from edgert.formats import open_model
 from edgert.machine import Device
 from edgert.partitioner.explain import explain
@@ -117,6 +117,17 @@ def test_segments_of_another_device_run_in_its_child_over_a_measured_link(machin
     (links,) = [read_json(path)["links"] for path in (tmp_path / "cache" / "links").iterdir()]
     assert {(link["source"], link["sink"]) for link in links} == {("cpu:0", "gpu:0"), ("gpu:0", "cpu:0")}
     assert all(link["latency_s"] > 0 and link["bandwidth_bytes_per_s"] > 0 for link in links)
+
+
+def test_a_split_that_was_not_tried_for_want_of_time_may_be_tried_again(load, model, monkeypatch):
+    def late(*_):
+        raise ChildTimeout("no answer within 10 s.", "", timeout_s=10.0)
+
+    monkeypatch.setattr("edgert.planning.split.reference_values", late)
+    plan = load(model, "swift", "crawls").plan
+    assert len(plan.segments) == 1
+    assert any("no split was tried" in note for note in plan.notes)
+    assert not plan.complete
 
 
 def test_a_plan_that_was_made_in_a_hurry_is_made_anew_with_more_time(load, model, monkeypatch):
