@@ -98,7 +98,8 @@ class Refusals:
             return None
         except EdgertError as absent:  # not installed, or too slow
             _log.info("nobody to ask about a refused request: %s", absent.message)
-        libraries = {target.backend for target in refused.targets}
+        # Of a split one segment refused: each of its libraries may yet run the whole.
+        libraries = {target.backend for target in refused.targets} if len(refused.targets) == 1 else set()
         fallbacks = {target: later for later, (target, *_) in enumerate(self._rungs.targets) if later > number}
         for target, later in fallbacks.items():
             if target.backend in libraries or target == law:
