@@ -21,4 +21,4 @@ def test_without_files_requests_are_answered_and_devices_come_back(tmp_path):
     said = json.loads(done.stdout)
     assert "Too many open files" in said["short"]
     assert "cannot be started: Too many open files" in said["unready"]
-    assert "a fault in edgert" not in done.stderr
+    assert "a fault in edgert" not in done.stderr, done.stderr

@@ -329,7 +329,7 @@ def test_a_device_lost_at_run_time_degrades_and_says_so(line, machine_of, x, tmp
      ({"samples": [3]}, OptionError, "samples"), ({"samples": [{"z": np.ones(4)}]}, InputError, "'z'"),
      ({"samples": [{"x": np.ones((1, 5), np.float32)}]}, ShapeMismatch, "axis 1"),
      ({"isolation": "maybe"}, OptionError, "isolation"),
-     ({"tolerance": Tolerance(range_fraction=float("nan"))}, OptionError, "tolerance")],
+     ({"tolerance": Tolerance(range_fraction=float("nan"))}, OptionError, "Tolerance.range_fraction")],
 )  # fmt: skip
 def test_a_setting_that_makes_no_sense_is_refused_by_name(line, settings, arguments, error, words):
     with pytest.raises(error) as caught:
