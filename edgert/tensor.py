@@ -90,7 +90,7 @@ def from_foreign(thing: Any) -> Array:
         return np.asarray(thing)
     try:
         return np.from_dlpack(thing)
-    except RuntimeError:  # numpy knows no bfloat16
+    except (RuntimeError, BufferError):  # numpy knows no bfloat16; which of the two it says depends on its version
         from edgert.dlpack import bfloat16_bits
 
         bits = bfloat16_bits(thing)

@@ -7,20 +7,24 @@ do those that an end which is stopping did not take any more, and all others onc
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from edgert.errors import Closed, DeadlineExceeded, EdgertError, PeerUnreachable, WireError, from_json
 from edgert.tensor import Data
+from edgert.transport import forked
 from edgert.transport.keys import KeyPair
 from edgert.transport.messages import STOPPING, Answer, Bye, Call, Descriptor
 from edgert.transport.sockets import Outbox
@@ -42,6 +46,23 @@ class _Pending:
     """Why the other end, which was stopping, did not take it."""
 
 
+_OPEN: weakref.WeakSet[Line] = weakref.WeakSet()
+"""Those that nobody has closed yet."""
+
+
+def _close_all() -> None:
+    for line in tuple(_OPEN):
+        line.close()
+
+
+@cache
+def _close_at_exit() -> None:
+    """Have every `Line` closed when the program ends. The interpreter then takes sockets away from threads that still
+    use them (`weakref.finalize`), but what was registered after the first such finalizer comes before all of them.
+    """
+    atexit.register(forked.mine(_close_all))
+
+
 class Line:
     """Calls over one `Outbox`. Thread-safe."""
 
@@ -55,6 +76,8 @@ class Line:
         self._breaks = self._outbox.breaks
         self._thread = threading.Thread(target=self._serve, name=f"edgert client of {endpoint}", daemon=True)
         self._thread.start()
+        _OPEN.add(self)
+        _close_at_exit()  # after the outbox, which has a finalizer
 
     def send(self, call: Call, limit_s: float) -> Future[Answer]:
         """Send a call, now or as soon as there is a connection.
@@ -91,6 +114,7 @@ class Line:
             if self._closed:
                 return
             self._closed = True
+        _OPEN.discard(self)
         self._outbox.wake()
         if threading.current_thread() is not self._thread:  # a collection of garbage may come here in it
             self._thread.join()
@@ -113,9 +137,6 @@ class Line:
                 self._send_waiting()
                 self._expire()
             self._outbox.close()
-        except Closed:
-            # The interpreter ends and took the socket away, since nobody had closed this.
-            self._closed = True
         finally:
             with self._lock:
                 left = list(self._pending)
