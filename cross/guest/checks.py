@@ -78,14 +78,17 @@ def digits(name: str, *targets: str) -> Any:
 
 
 def known(file: str, feeds: str, expected: str, *targets: str) -> Any:
-    """A model with a known answer, each target alone: the greatest distance from it, in steps of the output."""
+    """A model with a known answer, each target alone: the greatest distance from it, in steps of the output, and whether
+    the receipt calls it verified.
+    """
     inputs = dict(np.load(KNOWN / feeds))
     answers = dict(np.load(KNOWN / expected))
     distances = {}
     for target in targets:
         with edgert.load(KNOWN / file, budget_s=BUDGET_S, targets=[target]) as model:
             result = model.run(inputs)
-            distances[target] = max(_steps(result[name], answer) for name, answer in answers.items())
+            steps = max(_steps(result[name], answer) for name, answer in answers.items())
+            distances[target] = [steps, result.receipt.verified]
     return distances
 
 

@@ -5,6 +5,7 @@ No claim about time is made here, and none can be: see docs/boards.md.
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -30,15 +31,27 @@ def each(*names):
     return pytest.mark.parametrize("name", names)
 
 
+ROUNDED_OTHERWISE = {("cortex-a53", "mnv2-u8"): 3}
+"""Steps between LiteRT's answer and the known one: both XNNPACK's kernels for that core (3) and the builtin ones (2)
+round otherwise than the machine on which the answer was made. Such an answer must not be called verified.
+"""
+
+
 def assert_known(board, target, record, label):
     """Every INT8 model of EDGERT_MODELS within a step of its known answer; tflite-runtime exactly on its own."""
     known = known_for(board.environment)
     if not known:
         pytest.skip("EDGERT_MODELS is not set: the real models with known answers are not here")
-    most = 0 if board.environment in ("armhf", "arm64-tflite-runtime") else 1
-    worst = {model: board.check("known", *known[model], target)[target] for model in known}
-    assert max(worst.values()) <= most, worst
-    record(board.board.name, label, f"{', '.join(worst)}: {_distance(max(worst.values()))}")
+    own = board.environment in ("armhf", "arm64-tflite-runtime")
+    said = []
+    for model in known:
+        steps, verified = board.check("known", *known[model], target)[target]
+        usual = 0 if own else 1
+        most = ROUNDED_OTHERWISE.get((board.board.emulated_cpu, model), usual)
+        assert steps <= most, (model, steps)
+        assert steps <= usual or not verified, (model, steps)
+        said.append(f"{model} {_distance(steps)}{'' if steps <= usual else ', not called verified'}")
+    record(board.board.name, label, "; ".join(said))
 
 
 def _distance(steps):
@@ -107,7 +120,7 @@ def test_known_models_give_known_answers(on_board, record, name):
 def test_a_killed_child_is_told_and_replaced(on_board, record, name):
     answer = on_board(name).check("recovery")
     assert answer["told"]["kind"] == "ChildDied"
-    assert "SIGKILL" in answer["told"]["message"]
+    assert re.search("SIGKILL|is gone", answer["told"]["message"])  # a call made while it dies, or the next one
     assert answer["same"]
     record(name, "kill -9 of a child", "told as ChildDied, next answer the same")
 
