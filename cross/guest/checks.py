@@ -78,9 +78,7 @@ def digits(name: str, *targets: str) -> Any:
 
 
 def known(file: str, feeds: str, expected: str, *targets: str) -> Any:
-    """A model with a known answer, each target alone: the greatest distance from it, in steps of the output, and whether
-    the receipt calls it verified.
-    """
+    """A model with a known answer, each target alone: the greatest distance in steps, and whether it is `verified`."""
     inputs = dict(np.load(KNOWN / feeds))
     answers = dict(np.load(KNOWN / expected))
     distances = {}

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ class Noise(AssertionError):
     """The suite rejects an answer that edgert's default tolerance allows."""
 
 
+@cache
+def machine() -> edgert.Machine:
+    """Probed once: a new cache knows none."""
+    return edgert.probe()
+
+
 class Case(onnx.backend.base.BackendRep):
     """One loaded model; remembers the receipts of its runs."""
 
@@ -56,15 +63,22 @@ class Case(onnx.backend.base.BackendRep):
         self._path.write_bytes(model.SerializeToString())
         self._given_inputs = given_inputs
         self._tolerance = tolerance
-        self._model = None if given_inputs else edgert.load(self._path, budget_s=BUDGET_S, tolerance=tolerance)
+        self._model = None if given_inputs else self._load()
         self.receipts: list[edgert.Receipt] = []
         self.notes: tuple[str, ...] = ()
+
+    def _load(self, samples: list[dict[str, Any]] | None = None) -> edgert.Model:
+        """Planned anew, and not as the code of another day remembered it."""
+        return edgert.load(
+            self._path, budget_s=BUDGET_S, samples=samples, tolerance=self._tolerance, machine=machine(),
+            cache_dir=self._folder / "cache",
+        )  # fmt: skip
 
     def run(self, inputs: Any, **_: Any) -> tuple[Any, ...]:
         if self._model is None:
             names = [value.name for value in edgert.formats.open_model(self._path).graph.inputs]
             samples = [dict(zip(names, inputs, strict=False))]
-            self._model = edgert.load(self._path, budget_s=BUDGET_S, samples=samples, tolerance=self._tolerance)
+            self._model = self._load(samples)
         result = self._model.run(
             list(inputs) if len(self._model.inputs) != 1 else {self._model.inputs[0].name: inputs[0]}
         )
