@@ -54,6 +54,8 @@ def anneal(
         left_s: seconds that are left; asked now and then.
         rounds: moves of one annealing; 0 for a number that suits the rules.
     """
+    if cost <= 0.0:
+        return list(start), cost
     walks, usual = _walks(indexed)
     best, best_cost, idle = list(start), cost, 0
     for number in itertools.count():
