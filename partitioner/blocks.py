@@ -8,12 +8,12 @@ whatever lies on a path that leaves a block and comes back is joined to it, so t
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgert.graph import Graph
+from edgert.partitioner.order import topological
 from edgert.partitioner.rules import RULES
 
 __all__ = ["Block", "blocks_of", "signature"]
@@ -190,23 +190,13 @@ def _groups(graph: Graph, joined: _Joined) -> dict[int, str]:
 def _ordered(graph: Graph, blocks: Sequence[Block]) -> list[Block]:
     """The blocks in topological order, close to that of the nodes."""
     owner = {node: number for number, block in enumerate(blocks) for node in block.nodes}
-    after: list[set[int]] = [set() for _ in blocks]
-    waits = [0] * len(blocks)
+    after: dict[int, set[int]] = {number: set() for number in range(len(blocks))}
     for index, node in enumerate(graph.nodes):
         for name in node.reads:
             if name in graph.producers:
                 source, sink = owner[graph.producers[name]], owner[index]
-                if source != sink and sink not in after[source]:
+                if source != sink:
                     after[source].add(sink)
-                    waits[sink] += 1
-    ready = [(block.nodes[0], number) for number, block in enumerate(blocks) if not waits[number]]
-    heapq.heapify(ready)
-    order = []
-    while ready:
-        _, number = heapq.heappop(ready)
-        order.append(blocks[number])
-        for sink in after[number]:
-            waits[sink] -= 1
-            if not waits[sink]:
-                heapq.heappush(ready, (blocks[sink].nodes[0], sink))
-    return order
+    order = topological(after, {number: block.nodes[0] for number, block in enumerate(blocks)})
+    assert order is not None  # blocks are convex
+    return [blocks[number] for number in order]

@@ -8,13 +8,13 @@ is a valid placement again, and when an item is to go where its neighbours forbi
 
 from __future__ import annotations
 
-import heapq
 import math
 import random
 from collections.abc import Sequence
 
 from edgert.partitioner.indexed import Indexed
 from edgert.partitioner.intervals import item_graph
+from edgert.partitioner.order import topological
 
 __all__ = ["Ranks"]
 
@@ -135,20 +135,7 @@ def _pieces_in_order(indexed: Indexed, start: Sequence[int]) -> list[list[int]] 
     for item, u in enumerate(unit):
         members.setdefault(u, []).append(item)
     after: dict[int, set[int]] = {u: set() for u in members}
-    waits = dict.fromkeys(members, 0)
     for item, readers in enumerate(item_graph(indexed)[0]):
-        for other in readers:
-            if unit[other] != unit[item] and unit[other] not in after[unit[item]]:
-                after[unit[item]].add(unit[other])
-                waits[unit[other]] += 1
-    ready = [(members[u][0], u) for u, waiting in waits.items() if not waiting]
-    heapq.heapify(ready)
-    order = []
-    while ready:
-        _, u = heapq.heappop(ready)
-        order.append(members[u])
-        for other in after[u]:
-            waits[other] -= 1
-            if not waits[other]:
-                heapq.heappush(ready, (members[other][0], other))
-    return order if len(order) == len(members) else None
+        after[unit[item]].update(unit[other] for other in readers if unit[other] != unit[item])
+    order = topological(after, {u: own[0] for u, own in members.items()})
+    return None if order is None else [members[u] for u in order]

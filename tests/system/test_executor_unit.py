@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,7 @@ import pytest
 
 from cross.systemd import container as systemd
 from cross.systemd.container import Container
-from edgert.data import path as data
-from tests.system.test_systemd import CACHE, HERE, INSIDE, kill, package_of, put, raise_version, wait_for
+from tests.system.test_systemd import CACHE, INSIDE, kill, put, share_in, wait_for
 
 UNIT = "edgert-executor@cpu:0"
 HOSTS = {"hosts": {"box": {"endpoints": ["ipc:///run/edgert-executor-cpu:0/edgert.sock"]}}}
@@ -29,14 +27,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("share")
-    folder.chmod(0o755)
-    shutil.copy(package_of("amd64"), folder / "old.deb")
-    raise_version(folder / "old.deb", folder / "new.deb")
-    shutil.copy(HERE / "inside_container.py", folder)
-    shutil.copytree(HERE / "faults", folder / "faults")
-    shutil.copy(data("digits_i8.tflite"), folder)
-    return folder
+    return share_in(tmp_path_factory.mktemp("share"))
 
 
 @pytest.fixture(scope="module")

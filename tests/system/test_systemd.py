@@ -39,8 +39,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return share_in(tmp_path_factory.mktemp("share"))
+
+
+def share_in(folder: Path) -> Path:
     """What the container sees as /share: two versions of the package, models, and what asks the daemon."""
-    folder = tmp_path_factory.mktemp("share")
     folder.chmod(0o755)
     package = folder / "old.deb"
     shutil.copy(package_of("amd64"), package)
