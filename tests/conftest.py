@@ -17,8 +17,8 @@ from edgert.machine import Reach
 from edgert.measure import REMOTES
 
 settings.register_profile("edgert", deadline=None, max_examples=60)  # a loaded machine is no failure
-# Under CI every run tries the same examples, as in Hypothesis's own profile for CI: a change is refused for what it broke,
-# not for what nobody had drawn before. New ones are drawn in every run elsewhere; `make solvers` draws many.
+# Under CI every run tries the same examples, as in Hypothesis's own profile for CI: a change is refused for what it
+# broke, not for what nobody had drawn before. New ones are drawn in every run elsewhere; `make solvers` draws many.
 settings.register_profile(
     "edgert-ci", parent=settings.get_profile("edgert"), derandomize=True, database=None, print_blob=True
 )
