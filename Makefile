@@ -17,7 +17,7 @@ CACHE := $(or $(EDGERT_CI_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edgert-c
 PYTEST_ARGS ?=
 SUITE_ARGS ?=
 # Two workers: the machines this is meant for have few cores, and the tests start processes of their own.
-PYTEST := -m pytest -n 2 --dist loadfile --timeout 600
+PYTEST := .ci/tests.py -n 2 --dist loadfile --timeout 600
 BIN := .venv/bin
 
 # What the oldest and the newest packages may break: readers, backends, files, messages, the public API. Left out is what does not
@@ -87,7 +87,7 @@ cuts: setup ## cut the zoo (and EDGERT_MODELS) at CUTS=50 places a model, and th
 
 solvers: setup ## hold the placement solvers to trying everything, on SOLVERS=10000 random problems of each kind
 	@echo "== solvers against trying everything"
-	@EDGERT_PARTITIONER_EXAMPLES=$(SOLVERS) $(BIN)/python -m pytest -n 2 --dist load --timeout 3000 $(PYTEST_ARGS) \
+	@EDGERT_PARTITIONER_EXAMPLES=$(SOLVERS) $(BIN)/python .ci/tests.py -n 2 --dist load --timeout 3000 $(PYTEST_ARGS) \
 	  tests/partitioner/test_solve.py
 
 fuzz: setup ## mutate model files at the readers for FUZZ_S=600 seconds
@@ -102,7 +102,7 @@ bench: setup ## build the zoo and measure edgert beside every single target; min
 test-cross: setup ## edgert on emulated Raspberry Pis and others; BOARDS=pi4 for some, DOC=1 writes docs/boards.md
 	@echo "== emulated boards"
 	@rm -f $(CACHE)/boards/results.jsonl; mkdir -p $(CACHE)/boards
-	@EDGERT_BOARDS=1 EDGERT_BOARDS_RESULTS=$(CACHE)/boards/results.jsonl $(BIN)/python -m pytest -n 2 --dist loadgroup \
+	@EDGERT_BOARDS=1 EDGERT_BOARDS_RESULTS=$(CACHE)/boards/results.jsonl $(BIN)/python .ci/tests.py -n 2 --dist loadgroup \
 	  --timeout 3000 $(PYTEST_ARGS) $(if $(BOARDS),-k "$(BOARDS)") tests/cross
 	@$(if $(DOC),$(BIN)/python -m cross.table $(CACHE)/boards/results.jsonl,:)
 
@@ -114,7 +114,7 @@ test-systemd: setup ## the Debian package under a real systemd, booted in a cont
 	@echo "== systemd"
 	@rm -rf $(CACHE)/deb-made
 	@$(BIN)/python cross/deb/build.py --out $(CACHE)/deb-made --cache $(CACHE)/deb
-	@EDGERT_SYSTEMD=1 EDGERT_DEBS=$(CACHE)/deb-made $(BIN)/python -m pytest -s --timeout 900 $(PYTEST_ARGS) \
+	@EDGERT_SYSTEMD=1 EDGERT_DEBS=$(CACHE)/deb-made $(BIN)/python .ci/tests.py -s --timeout 900 $(PYTEST_ARGS) \
 	  tests/system/test_deb.py tests/system/test_pipx.py tests/system/test_systemd.py tests/system/test_executor_unit.py \
 	  tests/system/test_memory_max.py tests/system/test_howto.py
 
