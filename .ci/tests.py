@@ -22,14 +22,14 @@ FAILED = Path(".pytest_cache/v/cache/lastfailed")
 
 
 def main(arguments: list[str]) -> int:
-    """pytest's exit status; 0 too where all that failed passed alone."""
+    """The exit status of pytest; 0 too where all that failed passed alone."""
     pytest = [sys.executable, "-m", "pytest", *arguments]
     FAILED.unlink(missing_ok=True)
     status = subprocess.call(pytest)
     names = sorted(json.loads(FAILED.read_text())) if status == 1 and FAILED.is_file() else []
     if not os.environ.get("CI") or not 0 < len(names) <= MOST:
         return status
-    print("\n=== failed beside other tests, once more alone:", *names, sep="\n    ", flush=True)
+    print("\n=== failed beside others, once more alone:", *names, sep="\n    ", flush=True)  # noqa: T201 - for the log
     status = subprocess.call([*pytest, "--last-failed", "--last-failed-no-failures=none", "-n", "0"])
     if status == 0 and (record := os.environ.get("EDGERT_CHANCE")):
         with open(record, "a", encoding="utf-8") as file:
