@@ -106,9 +106,9 @@ class Ranks:
         if self.owner[rank] < 0:
             self.owner[rank] = self.free.pop(0)
         for item, old in undo:
+            self.count[rank] += 1  # first: a piece that its last item leaves for itself stays
             self._leave(old)
             self.rank[item] = rank
-            self.count[rank] += 1
         return self.owner[rank], undo
 
     def back(self, undo: Undo, targets: Sequence[int]) -> None:
@@ -117,9 +117,9 @@ class Ranks:
             if self.owner[old] < 0:
                 self.free.remove(target)
                 self.owner[old] = target
+            self.count[old] += 1
             self._leave(self.rank[item])
             self.rank[item] = old
-            self.count[old] += 1
 
     def _leave(self, rank: int) -> None:
         self.count[rank] -= 1

@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from bench.placement_models import NETWORKS, network_file
@@ -30,8 +30,19 @@ def _ample(data, objective="throughput"):
     return index(replace(problem, devices=tuple(replace(d, memory_bytes=math.inf) for d in problem.devices)))
 
 
+# An item that is a piece alone is moved to where it is.
+_APART = {
+    "nodes": [{"id": n, "cpuLatency": 0.0, "fpgaLatency": 0.0, "size": 0} for n in range(3)],
+    "edges": [],
+    "maxFPGAs": 2,
+    "maxCPUs": 1,
+    "maxSizePerFPGA": 2,
+}
+
+
 @slow
 @given(file_problems(), st.integers(0, 2**32))
+@example(_APART, 6831)
 def test_moves_keep_the_pieces_in_order_and_can_be_taken_back(data, seed):
     indexed, chance = _ample(data, "latency"), random.Random(seed)
     place = [0] * len(indexed.items)

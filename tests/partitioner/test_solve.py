@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edgert.errors import Infeasible, OptionError
@@ -111,8 +112,42 @@ def test_the_throughput_programme_finds_or_bounds_the_optimum(problem: Problem) 
             assert cost_of(indexed, indexed.spread(answer.assignment)) == close(best, rel=1e-6, abs=1e-6)
 
 
+# The last block is the CPU's, and reads from a piece whose second branch lasts.
+_BRANCHES = {
+    "nodes": [
+        {"id": 0, "cpuLatency": 1.5, "fpgaLatency": 0.0, "size": 0},
+        {"id": 1, "cpuLatency": 1.0, "fpgaLatency": 0.0, "size": 3},
+        {"id": 2, "cpuLatency": 1.5, "fpgaLatency": 0.5, "size": 0},
+    ],
+    "edges": [{"sourceId": 0, "destId": 1, "cost": 0.5}],
+    "maxFPGAs": 1,
+    "maxCPUs": 1,
+    "maxSizePerFPGA": 2,
+}
+
+
+@few
+@given(file_problems(), st.integers(0, 2**32))
+@example(_BRANCHES, 1)
+def test_the_latency_programme_times_a_placement_by_the_rules(data: dict[str, Any], seed: int) -> None:
+    """Where each item may be in one place only, there is one answer, and its time is the bound."""
+    pytest.importorskip("ortools")
+    problem = problem_from_json({**data, "maxFPGAs": 1}, "latency")
+    indexed, chance = index(problem), random.Random(seed)
+    assignment = [chance.choice(indexed.allowed(item)) for item in range(len(indexed.items))]
+    cost = cost_of(indexed, indexed.spread(assignment))
+    if math.isinf(cost):
+        return
+    place = indexed.named(assignment)
+    blocks = tuple(replace(b, cost_s={place[b.id]: b.cost_s[place[b.id]]}) for b in problem.blocks)
+    answer = solve_timeline(index(replace(problem, blocks=blocks)), assignment, cost, _left)
+    assert answer.assignment == assignment
+    assert answer.bound == close(cost, rel=1e-6)
+
+
 @few
 @given(file_problems())
+@example(_BRANCHES)
 def test_the_latency_programme_finds_the_optimum(data: dict[str, Any]) -> None:
     pytest.importorskip("ortools")
     problem = problem_from_json(data, "latency")
@@ -123,6 +158,7 @@ def test_the_latency_programme_finds_the_optimum(data: dict[str, Any]) -> None:
     assert fits_timeline(indexed)
     answer = solve_timeline(indexed, start, cost, _left)
     assert answer.bound <= best + 1e-6 * max(1.0, best)
+    assert answer.bound == close(best, rel=1e-6, abs=1e-5)  # ticks are parts of the start's cost
     assert answer.assignment is not None
     assert cost_of(indexed, indexed.spread(answer.assignment)) == close(best, rel=1e-6, abs=1e-6)
 
