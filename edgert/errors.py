@@ -30,7 +30,8 @@
     │   ├── CacheUnwritable     nothing can be stored there
     │   └── CacheCorrupt        an entry is damaged
     ├── TransportError          what passes between processes is at fault
-    │   ├── WireError           a message is malformed, too large or of another version
+    │   ├── WireError           a message is malformed or too large
+    │   │   └── VersionMismatch the two ends speak different versions of the messages
     │   ├── EndpointError       an endpoint cannot be listened on: in use, not private, not allowed
     │   ├── PeerUnreachable     nobody answers there
     │   ├── PeerRefused         the other end does not know this end's key, or is not who it should be
@@ -89,6 +90,7 @@ __all__ = [
     "TransportError",
     "UnknownInput",
     "UnknownTarget",
+    "VersionMismatch",
     "WireError",
     "WrongNumbers",
     "from_json",
@@ -285,6 +287,16 @@ class TransportError(EdgertError):
 
 class WireError(TransportError):
     """A message between two processes is malformed, too large or of another version."""
+
+
+class VersionMismatch(WireError):
+    """The other end runs an edgert whose messages this one cannot read; nothing that was asked of it has run."""
+
+    endpoint: str
+    ours: int
+    """Version of the messages that this end speaks."""
+    theirs: int
+    """That of the other end."""
 
 
 class EndpointError(TransportError):

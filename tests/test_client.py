@@ -27,13 +27,23 @@ from edgert.errors import (
     PeerUnreachable,
     ShapeMismatch,
     UnknownInput,
+    VersionMismatch,
 )  # fmt: skip
+from edgert.transport import frames
 from edgert.transport.messages import Answer, Hello
 from edgert.transport.sockets import Inbox, Outbox
 from tests.serving.conftest import put
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the daemon is for Linux")
 X = np.zeros((1, 8, 8, 1), np.int8)
+AS_VERSION = """
+import edgert
+from edgert.transport import frames
+frames.VERSION, frames._OURS = {0}, frames._START.pack(b"EDRM", {0})
+from edgert.cli import main
+main()
+"""
+"""A program that speaks another version of the messages, as one of another release does."""
 
 
 class Daemon:
@@ -48,8 +58,7 @@ class Daemon:
         self.log, self.printed = folder / "log", folder / "printed"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *options: str, **environment: str) -> None:
-        program = "from edgert.cli import main; main()"
+    def start(self, *options: str, program: str = "from edgert.cli import main; main()", **environment: str) -> None:
         command = [sys.executable, "-c", program, "daemon", self.folder, "--endpoint", self.endpoint, *options]
         with self.log.open("ab") as log, self.printed.open("ab") as printed:
             self.process = subprocess.Popen(command, stdout=printed, stderr=log, env=os.environ | environment)
@@ -193,6 +202,27 @@ def test_a_daemon_that_does_not_answer_is_told_in_time(tmp_path: Path) -> None:
     with pytest.raises(DeadlineExceeded, match=r"within 0\.5 s"):
         edgert.connect(silent.endpoint, timeout_s=0.5)
     silent.close()
+
+
+@pytest.mark.parametrize(("theirs", "older"), [(frames.VERSION + 1, "the edgert here"), (1, "the edgert at ipc:")])
+def test_a_daemon_of_another_version_says_so_at_once_and_which_end_to_upgrade(
+    own: Daemon, theirs: int, older: str
+) -> None:
+    own.start(program=AS_VERSION.format(theirs))
+    with pytest.raises(
+        VersionMismatch, match=f"version {theirs} .* version {frames.VERSION} .*Upgrade {older}"
+    ) as told:
+        edgert.connect(own.endpoint, timeout_s=600)  # beyond the limit of the test
+    assert (told.value.ours, told.value.theirs, told.value.endpoint) == (frames.VERSION, theirs, own.endpoint)
+    assert f"speaks version {frames.VERSION}" in own.log.read_text()
+
+
+def test_a_client_of_another_version_disturbs_nobody_and_reads_why(daemon: Daemon, client: edgert.Client) -> None:
+    program = AS_VERSION.format(frames.VERSION + 3).replace("main()", f"edgert.connect({daemon.endpoint!r})")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert f"version {frames.VERSION} of edgert's messages (edgert {edgert.__version__})" in done.stderr
+    assert f"Upgrade the edgert at {daemon.endpoint}" in done.stderr
+    assert client.run("digits", X).receipt.degraded is False
 
 
 def test_an_answer_that_is_no_result_is_told(tmp_path: Path) -> None:

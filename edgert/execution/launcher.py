@@ -17,7 +17,8 @@ from edgert.execution.loop import Loop
 from edgert.execution.mail import Mail, fresh_endpoint
 from edgert.execution.member import Member, Transport, watch
 from edgert.transport.child import Child
-from edgert.transport.messages import Bye, Message, Welcome
+from edgert.transport.messages import Bye, Message, Speaks, Welcome
+from edgert.transport.sockets import mismatch
 
 
 class Launcher:
@@ -112,6 +113,10 @@ class Launcher:
             self._loop.post(lambda: self._lost_life(member, generation, f"nobody answers at {endpoint}"))
             return
         for answer in self._mail.answers(endpoint):
+            if isinstance(answer, Speaks):
+                words = mismatch(endpoint, answer).message
+                self._loop.post(partial(self._lost_life, member, generation, words))
+                continue
             # What it calls its own inbox (0.0.0.0, or an address behind a router) is not how it is reached.
             known = replace(answer, endpoint=endpoint) if isinstance(answer, Welcome) else answer
             self._loop.post(partial(self._heard, known))

@@ -9,6 +9,11 @@ all little-endian; 'frames' counts those that follow, one raw array each; the ti
 there is no deadline. The body is a JSON list with the kind's other fields. A value in it is a list for a `Descriptor`,
 else a tree as in `wire`, whose arrays name their frame in place of an offset. Generations are kept out of the body so
 that it is the same each time a slot is used again for the same segment: what was parsed once is remembered.
+
+Magic and version stand there in every version to come. A message of another version is read as a `Speaks`, whose own
+bytes no version changes, so that two ends of different releases learn of it from each other:
+
+    magic 'EDRV' | version u16 | release of edgert, ASCII, at most 32 bytes
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import functools
 import json
 import math
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -34,6 +40,10 @@ TIME_LEFT = struct.Struct("<d")
 TIME_LEFT_AT = _ENVELOPE.size - TIME_LEFT.size
 """Where the time left stands in the first frame."""
 _MAGIC = b"EDRM"
+_START = struct.Struct("<4sH")
+_OURS = _START.pack(_MAGIC, VERSION)
+_SPEAKS = b"EDRV"
+_RELEASE_BYTES = 32
 _U64 = 1 << 64
 _INTEGERS = {int}
 _WORK = 7
@@ -58,6 +68,8 @@ def pack(message: Message, now_s: float | None = None) -> Frames:
         first = _work_in_slots(message, left_s)
         if first is not None:
             return [first]
+    elif type(message) is say.Speaks:
+        return [_START.pack(_SPEAKS, message.version) + message.release.encode("ascii", "replace")[:_RELEASE_BYTES]]
     number, write = _WRITERS[type(message)]
     parts = _Parts()
     request, attempt = getattr(message, "request", 0), getattr(message, "attempt", 0)
@@ -79,17 +91,13 @@ def unpack(frames: Sequence[bytes | memoryview], now_s: float | None = None) -> 
         now_s: what `time.monotonic()` gives, to count the deadline from.
 
     Raises:
-        WireError: it is no message of this version.
+        WireError: it is no message.
     """
     try:
         first, arrays = frames[0], frames[1:]
-        magic, version, number, request, attempt, count, slots, left_s = _ENVELOPE.unpack_from(first)
-        if magic != _MAGIC:
-            raise WireError(f"message starts with {magic!r}, not {_MAGIC!r}.")
-        if version != VERSION:
-            raise WireError(
-                f"message has version {version}, this edgert speaks {VERSION}.", "Use the same edgert on both ends."
-            )
+        if first[: _START.size] != _OURS:
+            return _foreign(bytes(first), len(arrays))
+        _, _, number, request, attempt, count, slots, left_s = _ENVELOPE.unpack_from(first)
         if count != len(arrays):
             raise WireError(f"message announces {count} arrays and has {len(arrays)}.")
         deadline_s = None
@@ -115,6 +123,33 @@ def unpack(frames: Sequence[bytes | memoryview], now_s: float | None = None) -> 
     except wire.MALFORMED as error:
         raise WireError(f"message is malformed: {error!r}.") from error
     return message
+
+
+def own_version() -> say.Speaks:
+    """What this edgert speaks."""
+    # Not imported: the package's front page imports what is above this module.
+    return say.Speaks(VERSION, str(sys.modules[__name__.partition(".")[0]].__version__))
+
+
+def _foreign(first: bytes, more: int) -> say.Speaks:
+    """What the sender speaks, where it says so or its message is another version's.
+
+    Args:
+        first: frame.
+        more: frames that follow it.
+
+    Raises:
+        WireError: it is no message of any version.
+    """
+    magic, version = _START.unpack_from(first)
+    if magic == _MAGIC:
+        return say.Speaks(version)
+    release = first[_START.size :]
+    if magic != _SPEAKS:
+        raise WireError(f"message starts with {magic!r}, not {_MAGIC!r}.")
+    if more or not 0 < len(release) <= _RELEASE_BYTES or not all(33 <= byte < 127 for byte in release):
+        raise WireError("a message that tells its sender's version is malformed.")
+    return say.Speaks(version, release.decode("ascii"))
 
 
 def _work_in_slots(work: say.Work, left_s: float) -> bytes | None:

@@ -26,8 +26,8 @@ from edgert.errors import Closed, DeadlineExceeded, EdgertError, PeerUnreachable
 from edgert.tensor import Data
 from edgert.transport import forked
 from edgert.transport.keys import KeyPair
-from edgert.transport.messages import STOPPING, Answer, Bye, Call, Descriptor
-from edgert.transport.sockets import Outbox
+from edgert.transport.messages import STOPPING, Answer, Bye, Call, Descriptor, Speaks
+from edgert.transport.sockets import Outbox, mismatch
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.1
@@ -90,6 +90,7 @@ class Line:
         Raises:
             Closed: after `close`.
             PeerRefused: the other end does not take this end's key, or has another than it should.
+            VersionMismatch: out of the future: the other end is of another release, and did not run it.
             Overloaded: it reads nothing any more.
             WireError: the call cannot be written.
         """
@@ -161,6 +162,9 @@ class Line:
         if isinstance(message, Bye):
             self._stopping = True
             return
+        if isinstance(message, Speaks):
+            self._part(message)
+            return
         if not isinstance(message, Answer):
             _log.warning("%s sent a %s, which is no answer", self.endpoint, type(message).__name__)
             return
@@ -175,6 +179,13 @@ class Line:
             self._settle(message.request, Answer(message.request, message.facts, own_all(message.values)))
         except WireError as error:
             self._settle(message.request, error)
+
+    def _part(self, theirs: Speaks) -> None:
+        """The other end cannot read what it was sent, so it has not run; it would not read it again either."""
+        with self._lock:
+            lost = [number for number, each in self._pending.items() if each.sent]
+        for number in lost:
+            self._settle(number, mismatch(self.endpoint, theirs))
 
     def _put_off(self, request: int, refusal: EdgertError) -> None:
         """Keep a call, which has not run, for the next connection."""

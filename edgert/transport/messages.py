@@ -11,6 +11,7 @@
 | Heartbeat | executor -> caller | alive, what runs since when, what waits |
 | Cancel, Drain, Bye | either way | stop one request; take no more; gone |
 | Call, Answer | client <-> daemon | one method with its arguments; its result |
+| Speaks | either way | I cannot read that: this is the version that I speak |
 
 A message about a request carries its number and the attempt: an answer of an attempt that was given up is thrown away.
 """
@@ -290,9 +291,19 @@ class Answer:
     """`errors.to_json` when it failed; the other fields are then empty, but for `STOPPING`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Speaks:
+    """The answer to a message of another version. Its bytes are the same in all versions."""
+
+    version: int
+    """Of the messages that the sender speaks."""
+    release: str = ""
+    """Of the sender's edgert, such as '0.1.0'; '' where nothing but the version of its message is known."""
+
+
 Message: TypeAlias = (
     Hello | Welcome | Prepare | Prepared | Refused | Route | Work | Soon | Done | Failed | Free | Heartbeat | Cancel
-    | Drain | Bye | Call | Answer
+    | Drain | Bye | Call | Answer | Speaks
 )  # fmt: skip
 
 

@@ -203,10 +203,13 @@ class Port:
                 return frames.unpack([came[0].bytes, *(part.buffer for part in came[1:])])
             return came
         except (EdgertError, IndexError) as error:
-            self.dropped += 1
-            if self.dropped <= _MOST_LOGGED:
-                _log.warning("dropped what is no message: %s", error)
+            self._drop(f"what is no message: {error}")
             return None
+
+    def _drop(self, what: str) -> None:
+        self.dropped += 1
+        if self.dropped <= _MOST_LOGGED:
+            _log.warning("dropped %s", what)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -37,11 +37,13 @@ from edgert.errors import (
     Overloaded,
     PeerRefused,
     PeerUnreachable,
+    TransportError,
+    VersionMismatch,
 )
 from edgert.transport import direct, forked, frames, zap
 from edgert.transport.endpoints import Endpoint, held_path, private_folder
 from edgert.transport.keys import KeyPair, Keyring, checked
-from edgert.transport.messages import Message, Work
+from edgert.transport.messages import Message, Speaks, Work
 from edgert.transport.port import Lookout, Port
 from edgert.transport.watch import State, Watch
 
@@ -161,8 +163,17 @@ class Inbox(Port):
             else:
                 message, peer = self._unpacked(came[1:]), came[0].bytes
                 key = _key(came[1]) if self._gate is not None and message is not None else ""
-            if message is not None:
+            if isinstance(message, Speaks):
+                self._differ(message, peer)
+            elif message is not None:
                 return Received(message, peer, key)
+
+    def _differ(self, message: Speaks, peer: bytes) -> None:
+        """A peer of another version came: tell it ours, unless that is what it does."""
+        self._drop(f"a peer speaks version {message.version} of the messages, this edgert {frames.VERSION}")
+        if peer and not message.release:
+            with contextlib.suppress(TransportError, Overloaded):  # it is gone, or does not read
+                self.answer(peer, frames.own_version())
 
     def rehearse(self, message: Message) -> None:
         """Write and read a message as if it came."""
@@ -343,7 +354,9 @@ class Outbox(Port):
         return self._queue is not None and self._queue.send(message)
 
     def receive(self, deadline_s: float | None = None) -> Message | None:
-        """The next message that came back over this connection; else as `Inbox.receive`."""
+        """The next message that came back over this connection, a `Speaks` where the other end is of another version;
+        else as `Inbox.receive`.
+        """
         while True:
             came = self._receive(deadline_s)
             if came is None:
@@ -370,6 +383,18 @@ class Outbox(Port):
                 f"nobody answers at {self.endpoint}.", "See that it runs, and that no firewall is between.",
                 endpoint=self.endpoint,
             )  # fmt: skip
+
+
+def mismatch(endpoint: str, theirs: Speaks) -> VersionMismatch:
+    """What it means for a caller that the other end speaks another version."""
+    ours = frames.own_version()
+    release = f" (edgert {theirs.release})" if theirs.release else ""
+    older = f"the edgert at {endpoint}" if theirs.version < ours.version else "the edgert here"
+    return VersionMismatch(
+        f"{endpoint} speaks version {theirs.version} of edgert's messages{release}, this end version {ours.version} "
+        f"(edgert {ours.release}).", f"Upgrade {older}: both ends need the same release.",
+        endpoint=endpoint, ours=ours.version, theirs=theirs.version,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

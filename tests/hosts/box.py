@@ -8,6 +8,10 @@ import sys
 if __name__ == "__main__":
     told = json.loads(sys.argv[1])
     sys.path.insert(0, told["site"])
+    from edgert.transport import frames
+
+    if "version" in told:  # as an edgert of another release
+        frames.VERSION, frames._OURS = told["version"], frames._START.pack(b"EDRM", told["version"])
     from edgert.execution.executor import Executor
     from edgert.execution.mail import Mail
     from edgert.machine import Reach, device_from_json

@@ -18,6 +18,7 @@ from edgert.devices import far, hosts
 from edgert.devices.hosts import Far
 from edgert.errors import ChildDied, OptionError
 from edgert.machine import Device
+from edgert.transport import frames
 from edgert.transport.keys import KeyPair, Keyring
 from tests.hosts.relay import Relay
 from tests.planning.conftest import feed, layers  # noqa: F401 - fixtures
@@ -40,8 +41,8 @@ def keys(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def box(foreign, keys, monkeypatch):
-    """The other box, with `swift` on its gpu:0, behind a relay."""
+def box(foreign, keys, monkeypatch, request):
+    """The other box, with `swift` on its gpu:0, behind a relay; a parameter is the version of its messages."""
     monkeypatch.setattr(far, "ASK_S", ENOUGH_S)
     site = Path(sys.modules["foreign_backends"].__file__).parent
     told = {
@@ -49,6 +50,7 @@ def box(foreign, keys, monkeypatch):
         "endpoint": "tcp://127.0.0.1:0",
         "device": dataclasses.asdict(GPU),
         "backends": ["swift"],
+        **({"version": request.param} if hasattr(request, "param") else {}),
     }
     environment = {**os.environ, "EDGERT_KEYS": str(keys[1].folder)}
     with subprocess.Popen(
@@ -108,6 +110,15 @@ def test_a_host_that_is_off_or_does_not_know_us_is_left_out_with_the_reason(here
     assert "edgert keys allow" in strange.reaches[-1].detail
     keys[0].remove("boxb")
     assert "there is no key for peer 'boxb'" in far.joined(here, named(box)).reaches[-1].detail
+
+
+@pytest.mark.parametrize("box", [frames.VERSION + 1], indirect=True)
+def test_a_host_of_another_release_is_left_out_and_says_what_to_upgrade(here, box, monkeypatch):
+    monkeypatch.setattr(far, "ASK_S", 600)  # it is told at once, and not when time is up
+    reach = far.joined(here, named(box)).reaches[-1]
+    assert (reach.device, reach.health) == ("boxb", "failed")
+    assert f"speaks version {frames.VERSION + 1}" in reach.detail
+    assert "Upgrade the edgert here" in reach.detail
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import edgert
 from edgert import errors
 from edgert.errors import RunFailed, WireError
 from edgert.transport import frames
@@ -58,6 +59,7 @@ ANY = st.one_of(
     st.builds(say.Bye, text, u64, text),
     st.builds(say.Call, u64, text, facts, values, deadline),
     st.builds(say.Answer, u64, facts, values, st.none() | facts),
+    st.builds(say.Speaks, st.integers(0, (1 << 16) - 1), st.from_regex(r"[!-~]{1,32}", fullmatch=True)),
 )
 
 
@@ -94,8 +96,30 @@ def test_a_text_without_elements_beside_a_slot_arrives():
 
 def test_every_kind_of_message_has_a_number_of_its_own_and_is_tested():
     kinds = set(say.Message.__args__)
-    assert {kind for _, kind, _, _ in frames._KINDS} == kinds
-    assert len({number for number, *_ in frames._KINDS}) == len(kinds) == len(ANY.original_strategies)
+    assert {kind for _, kind, _, _ in frames._KINDS} == kinds - {say.Speaks}  # which is no version's
+    assert len({number for number, *_ in frames._KINDS}) + 1 == len(kinds) == len(ANY.original_strategies)
+
+
+@given(ANY, st.binary(max_size=60), st.integers(0, (1 << 16) - 1).filter(lambda version: version != frames.VERSION))
+@settings(deadline=None, max_examples=50)
+def test_a_message_of_another_version_tells_that_version_whatever_else_is_in_it(message, anything, version):
+    head = struct.pack("<4sH", b"EDRM", version)
+    first, *more = sent(message)
+    for other in (head + first[6:], head + anything):
+        assert frames.unpack([other, *more], NOW_S) == say.Speaks(version)
+
+
+def test_what_tells_a_version_is_the_same_in_every_release():
+    said = say.Speaks(3, "0.9.1")
+    assert sent(said) == [b"EDRV\3\x000.9.1"]
+    assert frames.unpack([b"EDRV\x10\x022.0"]) == say.Speaks(0x210, "2.0")
+    assert frames.own_version() == say.Speaks(frames.VERSION, edgert.__version__)
+
+
+@pytest.mark.parametrize("parts", [[b"EDRV\1\0"], [b"EDRV\1\0" + b"1" * 33], [b"EDRV\1\0a b"], [b"EDRV\1\x001", b""]])
+def test_a_malformed_word_about_the_version_is_a_wire_error(parts):
+    with pytest.raises(WireError):
+        frames.unpack(parts)
 
 
 @given(ANY, st.data())
@@ -142,10 +166,10 @@ def test_random_bytes_are_a_wire_error(parts):
 
 @pytest.mark.parametrize(
     ("field", "value", "culprit"),
-    [(0, b"EDRT", "starts with"), (1, 9, "version 9"), (2, 99, "malformed"), (5, 1, "announces 1 arrays"),
+    [(0, b"EDRT", "starts with"), (2, 99, "malformed"), (5, 1, "announces 1 arrays"),
      (6, 1, "malformed"), (7, math.nan, "s left"), (7, -math.inf, "s left")],
 )  # fmt: skip
-def test_a_message_of_another_kind_or_version_says_so(field, value, culprit):
+def test_a_message_of_another_kind_says_so(field, value, culprit):
     first = sent(say.Cancel(1, 0))[0]
     envelope = list(HEAD.unpack_from(first))
     envelope[field] = value

@@ -18,11 +18,12 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import edgert
 from edgert.errors import Closed, EndpointError, OptionError, Overloaded, PeerRefused, PeerUnreachable, WireError
 from edgert.transport import endpoints, frames
 from edgert.transport.endpoints import Endpoint
 from edgert.transport.keys import KeyPair, Keyring
-from edgert.transport.messages import Bye, Call, Cancel, Drain
+from edgert.transport.messages import Bye, Call, Cancel, Drain, Speaks
 from edgert.transport.sockets import Inbox, Outbox, host_id
 
 SCHEMES = ("inproc", "ipc", "tcp")
@@ -549,3 +550,27 @@ def noise_site(tmp_path_factory):
     site = Site("tcp", tmp_path_factory.mktemp("noise"))
     yield site, site.ready()
     site.close()
+
+
+@pytest.mark.parametrize("foreign", [frames.VERSION + 1, 0])
+def test_a_peer_of_another_version_is_told_ours_and_others_are_served(site, foreign):
+    """What it says may look like anything but for its first six bytes."""
+    stranger, friend = site.ready(), site.ready()
+    stranger._socket.send_multipart([b"EDRM" + foreign.to_bytes(2, "little") + b"?", b"more"])
+    while not site.inbox.dropped:
+        assert site.inbox.receive(time.monotonic() + 0.05) is None
+    assert stranger.receive(soon()) == Speaks(frames.VERSION, edgert.__version__)
+    friend.send(Cancel(1, 0))
+    assert site.inbox.receive(soon()).message == Cancel(1, 0)
+
+
+def test_a_word_about_the_version_is_not_answered(site):
+    """Two ends that each tell the other would never end."""
+    stranger = site.ready()
+    stranger._socket.send(b"EDRV\x07\x009.9")
+    stranger.send(Cancel(1, 0))
+    got = site.inbox.receive(soon())
+    assert got.message == Cancel(1, 0)
+    assert site.inbox.dropped == 1
+    site.inbox.answer(got.peer, Bye("inbox", 1))
+    assert stranger.receive(soon()) == Bye("inbox", 1)
