@@ -9,15 +9,14 @@ Everything public is here; what it takes to run is imported when first asked for
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-from edgert.errors import EdgertError
-
+TYPE_CHECKING = False  # as typing's: `import edgert` itself imports nothing, and the command sees to Ctrl-C at once
 if TYPE_CHECKING:
+    from typing import Any
+
     from edgert import errors
     from edgert.client import Client, connect
     from edgert.devices.probe import probe
+    from edgert.errors import EdgertError
     from edgert.loading import load
     from edgert.machine import Device, Machine
     from edgert.model import Model
@@ -48,6 +47,7 @@ __all__ = [
 _HOMES = {  # public name -> module that defines it
     "Client": "edgert.client",
     "Device": "edgert.machine",
+    "EdgertError": "edgert.errors",
     "Machine": "edgert.machine",
     "Model": "edgert.model",
     "Plan": "edgert.plan",
@@ -62,6 +62,10 @@ _HOMES = {  # public name -> module that defines it
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "errors":
+        return importlib.import_module("edgert.errors")
     if name not in _HOMES:
         raise AttributeError(f"module 'edgert' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

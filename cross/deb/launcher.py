@@ -5,7 +5,7 @@ import sys
 
 sys.path[:0] = ["/usr/lib/edgert", "/usr/lib/edgert/command"]
 
-from edgert.cli import main  # noqa: E402 - found through the line above
+from edgert.__main__ import main  # noqa: E402 - found through the line above
 
 if __name__ == "__main__":
     main()

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from edgert import interrupts
 from edgert.cli import bench, compile, daemon, demo, executor, keys, plan, plan_diff, probe, profile, run, version
 from edgert.cli.console import BUG, FAILED, INTERRUPTED, show_error
 from edgert.errors import EdgertError
@@ -39,12 +40,17 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except EdgertError as error:
+            try:
+                interrupts.tidily()
+                return super().invoke(ctx)
+            finally:
+                interrupts.immediately()
+        except (EdgertError, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) or interrupts.came():
+                sys.stderr.write(f"{interrupts.LINE}\n")
+                raise typer.Exit(INTERRUPTED) from error
             show_error(error)
             raise typer.Exit(FAILED) from error
-        except KeyboardInterrupt as error:
-            raise typer.Exit(INTERRUPTED) from error
 
 
 app = typer.Typer(
@@ -81,7 +87,7 @@ def settings(
 
 
 def main() -> None:
-    """Entry point of the `edgert` command; does not return."""
+    """Run the command line; does not return. `edgert.__main__` calls it, after it has seen to Ctrl-C."""
     if "_EDGERT_COMPLETE" in os.environ:  # a shell asks what may come next; its script is in the Debian package
         from typer import completion
 
@@ -93,6 +99,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception:  # noqa: BLE001 - the outermost frame: anything here is a fault in edgert, told apart by its code
+        if interrupts.came():  # a library made another exception of it
+            sys.stderr.write(f"{interrupts.LINE}\n")
+            sys.exit(INTERRUPTED)
         traceback.print_exc()
         sys.stderr.write("\nThis is a fault in edgert, not in what you did. Please report it with the lines above.\n")
         sys.exit(BUG)

@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
+from edgert import interrupts
 from edgert.errors import EdgertError, OptionError
 
-OK, FAILED, USAGE, PARTIAL, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
+OK, FAILED, USAGE, PARTIAL, BUG, INTERRUPTED = 0, 1, 2, 3, 70, interrupts.INTERRUPTED
 """Exit codes, described in docs/cli.md and at the foot of `edgert --help`."""
 
 Progress: TypeAlias = Callable[[str, float], None]
