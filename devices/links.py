@@ -27,7 +27,7 @@ def measure(devices: Mapping[str, Remote], machine: Machine) -> tuple[Link, ...]
     process: those links are the sums of what was measured.
 
     Args:
-        devices: device id -> the child in which it is driven; without the CPU.
+        devices: device id -> the child in which it is driven, without the CPU; what it holds stays there.
         machine: which describes them.
 
     Raises:
@@ -35,7 +35,6 @@ def measure(devices: Mapping[str, Remote], machine: Machine) -> tuple[Link, ...]
     """
     into, back = {}, {}
     for name, remote in devices.items():
-        remote.call("empty")  # waits until it is up
         into[name], back[name] = _both(remote, machine.device(name))
     links = []
     for name in devices:
@@ -51,7 +50,7 @@ def _both(remote: Remote, device: Device) -> Iterator[tuple[float, float]]:
 
 
 def _fit(seconds: Callable[[int], float]) -> tuple[float, float]:
-    # The first call of a size makes room for it.
+    # The first call of a size makes room for it, and the very first waits until the child is up.
     medians = [statistics.median([seconds(size) for _ in range(_REPEATS)][1:]) for size in _BYTES]
     slope, latency_s = np.polyfit(_BYTES, medians, 1, w=1 / np.asarray(medians))
     return max(float(latency_s), 1e-7), 1 / max(float(slope), 1e-12)

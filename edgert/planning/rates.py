@@ -7,7 +7,6 @@ for.
 
 from __future__ import annotations
 
-import logging
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,6 @@ from edgert.planning.workshop import Workshop, instances_of
 
 __all__ = ["contest_rates"]
 
-_log = logging.getLogger(__name__)
 _ROUNDS = 8
 _SHORTEST_S = 0.25
 """How long requests are kept in flight in one measurement."""
@@ -76,7 +74,7 @@ def contest_rates(plan: Plan, workshop: Workshop, proposals: Sequence[Proposal],
     try:
         entries = _entries(chances, workshop, setting, remotes)
         crowd = Crowd.of(whole)
-        _run(entries, crowd, setting.say)
+        _run(entries, crowd, workshop, setting.say)
         return _winner(plan, workshop, [entry for entry in entries if len(entry.rates) == _ROUNDS], crowd)
     finally:
         for remote in remotes:
@@ -99,8 +97,8 @@ def _entries(chances: Sequence[Proposal], workshop: Workshop, setting: Setting, 
     return entries
 
 
-def _run(entries: list[_Entry], crowd: Crowd, say: Callable[[str], None]) -> None:
-    """Rounds in which each has its turn; who fails is out."""
+def _run(entries: list[_Entry], crowd: Crowd, workshop: Workshop, say: Callable[[str], None]) -> None:
+    """Rounds in which each has its turn; who fails is out, with a note."""
     for number in range(_ROUNDS if entries else 0):
         say(f"throughput of {len(entries)} splits against {crowd.contestant.target}, round {number + 1} of {_ROUNDS}")
         crowd.measure()
@@ -108,13 +106,23 @@ def _run(entries: list[_Entry], crowd: Crowd, say: Callable[[str], None]) -> Non
             try:
                 entry.measure()
             except EdgertError as error:
-                _log.info("%s with %d requests in flight: %s", entry.finalist.proposal, entry.flight, error.message)
+                split = f"the split {entry.finalist.proposal}"
+                workshop.note(f"{split} failed with {entry.flight} requests in flight: {error.message[:200]}")
                 entries.remove(entry)
 
 
 def _winner(plan: Plan, workshop: Workshop, entries: Sequence[_Entry], crowd: Crowd) -> Plan:
     rates = crowd.rates
-    if not entries or len(rates) < _ROUNDS or crowd.failure is not None:
+    if crowd.failure is not None:  # there is nothing that a split could be held to
+        workshop.note(
+            f"don't split: {crowd.contestant.target} failed while splits were held to it: {crowd.failure.message[:200]}"
+        )
+        return plan
+    if entries and len(rates) < _ROUNDS:
+        workshop.note(
+            f"don't split: several instances of {crowd.contestant.target} failed while splits were held to them"
+        )
+    if not entries or len(rates) < _ROUNDS:
         return plan
     best, *others = sorted(entries, key=lambda entry: -statistics.median(entry.rates))
     ratio = paired_ratio(best.rates, rates)

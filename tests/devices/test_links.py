@@ -10,9 +10,12 @@ import signal
 import pytest
 
 from edgert.devices import links, probe
+from edgert.devices.backend import Source
 from edgert.devices.host import Host
 from edgert.devices.remote import Remote
+from edgert.formats import open_model
 from edgert.machine import Device, Machine, Reach
+from edgert.profile import Target
 
 
 def machine_with(*ids, health="ok"):
@@ -56,6 +59,20 @@ def test_both_ways_are_measured_at_several_sizes():
         remote.close()
     assert len(set(moved["transfer"])) >= 4
     assert sorted(moved["transfer"]) == sorted(moved["fetch"])
+
+
+def test_what_a_child_holds_stays_there(foreign, line, x):
+    remote, machine = Remote("links"), machine_with("gpu:0")
+    file = open_model(line)
+    source = Source(line, file.format, file.graph.inputs, file.graph.outputs, file.precision)
+    try:
+        remote.hold("x", {"x": x})
+        runnable = remote.prepare(source, Target("right", "gpu:0", "f32"), machine.device("gpu:0"), timeout_s=60.0)
+        links.measure({"gpu:0": remote}, machine)
+        outputs, _ = runnable.run_held("x")
+    finally:
+        remote.close()
+    assert (outputs["y"] == 2 * x + 1).all()
 
 
 @pytest.mark.parametrize("health", ["wrong", "failed", "untested"])

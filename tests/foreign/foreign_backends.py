@@ -340,6 +340,13 @@ class Blunt(Genuine):
     refused = frozenset({"Softmax", "SOFTMAX"})
 
 
+class Ambles(Genuine):
+    """Takes everything, in twice the time of `Crawls`."""
+
+    name = "ambles"
+    late_s = 0.01
+
+
 class Trudges(Genuine):
     """Takes everything, slowly enough for any machine to see."""
 
@@ -446,7 +453,7 @@ BY_NAME = {
     for kind in (
         Right, CrashesInPrepare, HangsInPrepare, DiesInRace, HalfDies, Nan, OffByOnePercent, WrongShape, WrongDtype,
         NoOutput, WantsTooMuch, EatsMemory, Killed, Slow, Refuses, Throws, Fickle, Picky, Fussy, DiesOnDemand, Lonely,
-        Marks, Waits, Genuine, Crawls, Swift, Blunt, Trudges, Rowwise, Plods, Drags, Bends, Treacherous,
+        Marks, Waits, Genuine, Crawls, Ambles, Swift, Blunt, Trudges, Rowwise, Plods, Drags, Bends, Treacherous,
         Blind,
     )
 }  # fmt: skip

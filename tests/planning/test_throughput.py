@@ -42,6 +42,16 @@ def test_two_equal_devices_get_half_each(load, machine_of, model):
     answers_right(load, model, split)
 
 
+def test_the_slower_of_two_devices_gets_the_smaller_part(load, machine_of, model):
+    """The best whole model lives in the child to which links are measured: it must stay there to be held to."""
+    split = load(model, machine=machine_of("ambles", "crawls@gpu:0", devices=(GPU,)), objective="throughput")
+    blocks = {"cpu:0": 0, "gpu:0": 0}
+    for segment in split.plan.segments:
+        blocks[segment.target.device] += len(segment.nodes) // 2
+    assert blocks == {"cpu:0": 2, "gpu:0": 4}, split.plan.explain()
+    answers_right(load, model, split)
+
+
 def test_an_op_that_the_fast_one_refuses_is_carried_by_another(load, model):
     split = load(model, "swift", "crawls", objective="throughput")
     assert [target.backend for target in split.plan.targets] == ["swift", "crawls", "swift"], split.plan.explain()
