@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,15 @@ from edgert.units import three_digits
 MOST_VALUES = 1000
 """Larger outputs appear in JSON by their summary alone."""
 _BAR = 30
+_MOST_TEXTS = 8
+"""Of one output that people are shown; JSON has more of them, and whole."""
+_LONGEST_TEXT = 60
 
 
 def view(
     outputs: Mapping[str, Data], receipt: Receipt, inputs: Sequence[str], top: Sequence[Class] | None
 ) -> Iterator[RenderableType]:
-    """Inputs, outputs, best classes, receipt."""
+    """Inputs, outputs with the beginning of the texts and maps in them, best classes, receipt."""
     for line in inputs:
         yield f"[dim]input[/]    {escape(line)}"
     made = table("output", "dtype", "shape", "least", "mean", "largest", right=("least", "mean", "largest"))
@@ -33,6 +37,9 @@ def view(
         made.add_row(f"[bold]{escape(name)}[/]", about["dtype"], about["shape_text"],
                      *(_number(about[key]) for key in ("min", "mean", "max")))  # fmt: skip
     yield made
+    for name, data in outputs.items():
+        if shown := _texts(data):
+            yield f"[dim]text[/]     [bold]{escape(name)}[/]: {escape(shown)}"
     if top is not None:
         yield classes_table(top)
     yield receipt_line(receipt)
@@ -71,6 +78,38 @@ def summary(data: Data) -> dict[str, Any]:
         real = data.astype(np.float64)
         return {**about, "min": float(real.min()), "mean": float(real.mean()), "max": float(real.max())}
     return {**about, "min": None, "mean": None, "max": None}
+
+
+def _texts(data: Data) -> str:
+    """The first texts and map entries, each shortened, quoted so that nothing in them steers a terminal; '' of numbers
+    alone.
+    """
+    pieces = _pieces(data)
+    shown = list(islice(pieces, _MOST_TEXTS))
+    more = sum(1 for _ in pieces)
+    return ", ".join(shown) + (f", and {more} more" if more else "")
+
+
+def _pieces(data: Data) -> Iterator[str]:
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield f"{_quoted(key)}: {_quoted(value)}"
+    elif isinstance(data, list):
+        for item in data:
+            yield from _pieces(item)
+    elif isinstance(data, np.ndarray) and data.dtype.kind in "OSUT":
+        yield from (_quoted(item) for item in data.flat)
+
+
+def _quoted(thing: Any) -> str:
+    """A text as Python writes it, shortened; a number of a map in four digits; of anything else its form."""
+    if isinstance(thing, str | bytes):
+        short = thing if len(thing) <= _LONGEST_TEXT else thing[:_LONGEST_TEXT]
+        return repr(short) + ("" if short is thing else f"... ({len(thing)} long)")
+    if isinstance(thing, np.ndarray) and thing.size != 1:
+        return f"{dtype_of(thing)} {shape_text(thing.shape)}"
+    item = thing.item() if isinstance(thing, np.ndarray | np.generic) else thing
+    return f"{item:.4g}" if isinstance(item, float) else repr(item)
 
 
 def _for_json(data: Data) -> dict[str, Any]:

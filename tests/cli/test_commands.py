@@ -122,6 +122,18 @@ def test_run_reads_a_picture(edgert, tmp_path):
     assert "stretch to 8x8" in document["inputs"][0]
 
 
+def test_run_shows_the_texts_that_a_model_answers(edgert, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    proto = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 20]>
+        g (string[2] x) => (string[2] y) <string suffix = {"\'s"}> { y = StringConcat(x, suffix) }
+    """)
+    (tmp_path / "texts.onnx").write_bytes(proto.SerializeToString())
+    np.save(tmp_path / "x.npy", np.array(["the cat", "no one"]))
+    done = edgert("run", tmp_path / "texts.onnx", "--budget", "1", "-i", tmp_path / "x.npy")
+    assert """y: "the cat's", "no one's\"""" in done.stdout
+
+
 def test_run_on_random_numbers_repeats_itself(edgert):
     first, second, other = (
         json.loads(edgert("run", MODEL, *ORT, "-i", "random", "--seed", seed, "--json").stdout)["outputs"]

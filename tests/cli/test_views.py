@@ -115,6 +115,22 @@ def test_outputs_are_summed_up():
     assert document["receipt"]["targets"] == ["onnxruntime@cpu:0/f32/2t"]
 
 
+def test_texts_and_maps_are_shown_shortened_and_harmless():
+    words = np.array([["cat", "x" * 1000, "\x1b[2J [red]"] + ["dog"] * 9], object)
+    outputs = {
+        "words": words,
+        "shares": [{"setosa": 0.98765, 7: np.float32(2)}],
+        "numbers": [np.zeros(2)],
+        "none": None,
+    }
+    shown = "".join(rendered(line, 500) for line in answers.view(outputs, RECEIPT, [], None))
+    assert "words: 'cat', '" + "x" * 60 + "'... (1000 long), '\\x1b[2J [red]', 'dog'" in shown
+    assert "and 4 more" in shown
+    assert "shares: 'setosa': 0.9877, 7: 2" in shown
+    assert "\x1b" not in shown
+    assert shown.count("text ") == 2
+
+
 def test_large_outputs_are_in_json_by_their_summary():
     assert answers.document({"x": np.zeros(1001)}, RECEIPT, [], None)["outputs"]["x"]["values"] is None
 
