@@ -46,7 +46,8 @@ def candidates(
 
     Raises:
         OptionError: there is no such precision.
-        UnknownTarget: something wanted is not there; says what is.
+        UnknownTarget: something wanted is not there, or nothing runs the model at the one precision that was asked
+            for; says what is there.
     """
     if precision not in ("own", "any", *PRECISIONS):
         raise OptionError(
@@ -64,6 +65,8 @@ def candidates(
             kept.append(target)
     if wanted is not None:
         kept = _matching(kept, wanted, [target for target, _ in offered])
+    elif not kept and precision in PRECISIONS:
+        _check_precision(precision, left_out)
     places = dict(offered)
     kept.sort(key=lambda target: _promise(target, source, places[target]))
     return Candidates(tuple(kept), tuple(left_out))
@@ -120,6 +123,19 @@ def _precision_reason(precision: Precision, own: Precision, asked: str) -> str:
         suits = precision == own or (own != "i8" and _WIDTH[precision] > _WIDTH[own])
         return "" if suits else f"lower precision than the model's own {own}; precision='any' would allow it"
     return "" if precision == asked else f"precision={asked!r} was asked for"
+
+
+def _check_precision(asked: str, left_out: Sequence[Row]) -> None:
+    """Raises UnknownTarget where only the last resort is left, and computes at another precision than `asked`."""
+    at_it = [row for row in left_out if row.target.precision == asked]
+    if any(row.target.backend == LAST_RESORT for row in at_it):
+        return
+    there = ", ".join(dict.fromkeys(row.target.precision for row in left_out)) or "none"
+    raise UnknownTarget(
+        f"no target of this machine runs this model at precision {asked!r}"
+        + (": " + "; ".join(f"{row.target}: {row.reason}" for row in at_it) if at_it else "") + ".",
+        f"Precisions that are there: {there}. Use one of them, 'own' or 'any'.",
+    )  # fmt: skip
 
 
 def _matching(kept: Sequence[Target], wanted: Sequence[str], offered: Sequence[Target]) -> list[Target]:

@@ -152,10 +152,14 @@ def _check_private(endpoint: Endpoint, group: bool) -> None:
         raise _wrong(str(endpoint), f"has no folder: {error.strerror}", f"Make it: mkdir -m 700 {folder}") from error
     forbidden = (0o007 | (0o020 if group else 0o070)) & stat.S_IMODE(status.st_mode)
     if status.st_uid not in (os.getuid(), 0) or forbidden:
+        # Never advise to shut a folder that others share, such as /tmp.
+        shared = status.st_uid != os.getuid() or status.st_mode & stat.S_ISVTX
         raise _wrong(
             str(endpoint),
             f"would not be private: {folder} has mode {stat.S_IMODE(status.st_mode):04o} and user {status.st_uid}",
-            f"chmod 700 {folder}, or take a folder of your own.",
+            "Take a folder of your own, made with mkdir -m 700."
+            if shared
+            else f"chmod 700 {folder}, or take a folder of your own.",
         )
 
 

@@ -93,6 +93,24 @@ def test_an_unknown_precision_is_refused(source, machine):
         candidates(source, machine, "f31")
 
 
+def test_a_precision_that_nothing_has_is_refused_rather_than_answered_at_another(source, machine):
+    with pytest.raises(UnknownTarget, match=r"precision 'i8'.*f32"):
+        candidates(source, machine, "i8")
+
+
+def test_a_precision_that_only_an_emulated_device_has_is_refused_with_its_name(source, machine):
+    emulated = dataclasses.replace(
+        machine, devices=(dataclasses.replace(GPU, software=True),), reaches=(Reach("simulated", "gpu:0"),)
+    )
+    with pytest.raises(UnknownTarget, match=r"simulated@gpu:0/f32: an emulated device.*targets="):
+        candidates(source, emulated, "f32")
+
+
+def test_the_last_resort_answers_at_the_precision_that_was_asked_for(source, machine):
+    alone = dataclasses.replace(machine, reaches=(Reach("reference", "cpu:0"),))
+    assert candidates(source, alone, "f32").targets == ()
+
+
 def test_what_failed_its_conformance_run_is_no_candidate(source, machine):
     lying = dataclasses.replace(machine, reaches=(Reach("onnxruntime", "cpu:0", health="wrong"), *machine.reaches[1:]))
     assert "onnxruntime" not in {target.backend for target in candidates(source, lying).targets}

@@ -306,6 +306,13 @@ def test_an_ipc_socket_where_others_may_go_is_refused(tmp_path, mode):
         Inbox(f"ipc://{tmp_path}/s")
 
 
+def test_nobody_is_told_to_shut_a_folder_that_others_share(tmp_path):
+    tmp_path.chmod(0o1777)  # as /tmp
+    with pytest.raises(EndpointError, match="would not be private") as caught:
+        Inbox(f"ipc://{tmp_path}/s")
+    assert str(tmp_path) not in caught.value.remedy
+
+
 def test_a_group_may_be_let_in_and_nobody_else(tmp_path):
     tmp_path.chmod(0o750)
     inbox = Inbox(f"ipc://{tmp_path}/s", group=True)
