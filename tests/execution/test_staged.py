@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import signal
 import threading
@@ -78,6 +80,21 @@ def happens():
 
 def pid_of(pipeline, device="gpu:0"):
     return next(member.pid for member in pipeline._fleet._members.values() if member.place.device == device)
+
+
+UNHURRIED = Limits(fewest_hang_s=60.0, lapse_s=60.0)
+"""For an executor that a test stops for a while."""
+
+
+@contextlib.contextmanager
+def stopped(pipeline):
+    """Its executor does not run meanwhile, so that what is submitted waits, however long that takes here."""
+    pid = pid_of(pipeline)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def test_an_executor_answers_from_a_process_of_its_own(begin, x):
@@ -193,30 +210,33 @@ def test_several_requests_are_under_way_and_each_gets_its_own_answer(begin):
 
 
 def test_too_many_requests_are_refused_at_once(begin, x):
-    pipeline = begin("slow@gpu:0", "onnxruntime", limits=Limits(waiting=8, fewest_hang_s=5.0, lapse_s=5.0))
-    futures = [pipeline.submit({"x": x}, lambda made: made.outputs["y"]) for _ in range(8)]
-    with pytest.raises(Overloaded, match="8 requests wait already") as caught:
-        pipeline.submit({"x": x}, lambda made: made)
+    pipeline = begin("slow@gpu:0", "onnxruntime", limits=dataclasses.replace(UNHURRIED, waiting=8))
+    with stopped(pipeline):
+        futures = [pipeline.submit({"x": x}, lambda made: made.outputs["y"]) for _ in range(8)]
+        with pytest.raises(Overloaded, match="8 requests wait already") as caught:
+            pipeline.submit({"x": x}, lambda made: made)
     assert caught.value.waiting == 8
     assert all(np.array_equal(future.result(60), 2 * x + 1) for future in futures)
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_or_ends_the_request(begin, x):
-    pipeline = begin("slow@gpu:0", "onnxruntime")
+    pipeline = begin("slow@gpu:0", "onnxruntime", limits=UNHURRIED)
     with pytest.raises(DeadlineExceeded) as caught:
         pipeline.submit({"x": x}, lambda made: made, deadline_s=0.001).result(60)
     assert caught.value.deadline_s == 0.001
     pipeline.run({"x": x})
-    futures = [pipeline.submit({"x": x}, lambda made: made) for _ in range(100)]  # 20 ms each
-    with pytest.raises(Overloaded, match="the deadline is in"):
-        pipeline.submit({"x": x}, lambda made: made, deadline_s=0.1)
+    with stopped(pipeline):
+        futures = [pipeline.submit({"x": x}, lambda made: made) for _ in range(100)]  # 20 ms each
+        with pytest.raises(Overloaded, match="the deadline is in"):
+            pipeline.submit({"x": x}, lambda made: made, deadline_s=0.1)
     assert all(future.result(60) for future in futures)
 
 
 def test_a_cancelled_request_is_not_answered_and_others_are(begin, x):
-    pipeline = begin("slow@gpu:0", "onnxruntime")
-    futures = [pipeline.submit({"x": x}, lambda made: made.outputs["y"]) for _ in range(8)]
-    assert futures[5].cancel()
+    pipeline = begin("slow@gpu:0", "onnxruntime", limits=UNHURRIED)
+    with stopped(pipeline):
+        futures = [pipeline.submit({"x": x}, lambda made: made.outputs["y"]) for _ in range(8)]
+        assert futures[5].cancel()
     assert futures[5].cancelled()
     for number, future in enumerate(futures):
         if number != 5:
@@ -225,12 +245,13 @@ def test_a_cancelled_request_is_not_answered_and_others_are(begin, x):
 
 
 def test_a_higher_priority_goes_first(begin, x):
-    pipeline = begin("slow@gpu:0", "onnxruntime")
+    pipeline = begin("slow@gpu:0", "onnxruntime", limits=UNHURRIED)
     order = []
-    futures = [
-        pipeline.submit({"x": x}, lambda made, mark=mark: order.append(mark), priority=int(mark == 30))
-        for mark in range(31)
-    ]
+    with stopped(pipeline):
+        futures = [
+            pipeline.submit({"x": x}, lambda made, mark=mark: order.append(mark), priority=int(mark == 30))
+            for mark in range(31)
+        ]
     for future in futures:
         future.result(60)
     assert order.index(30) < 10
