@@ -40,6 +40,7 @@ LINK_S = 20.0
 _BYTES = (1 << 10, 1 << 18)
 """Sizes at which a link is measured: little in all, since it is done anew each time and the link may be slow."""
 _REPEATS = 5
+_RESOLVED = 0.1
 _HERE = "cpu:0"
 _CALL_S = 3600.0
 """For a call without a limit of its own."""
@@ -192,10 +193,14 @@ def _crossing(child: FarChild, device: Device, method: str, size: int) -> float:
 
 
 def _fitted(source: str, sink: str, medians: Sequence[float]) -> Link:
-    """The link on which both sizes take what they took."""
+    """The link on which both sizes take what they took, and the larger one that in any case.
+
+    What is less than `_RESOLVED` of the time cannot be told from noise: a link is taken for no faster than ten times
+    what crossed it, or the chance that a small array was late would make an infinite bandwidth of it.
+    """
     small_s, large_s = medians
-    rate = (_BYTES[1] - _BYTES[0]) / max(large_s - small_s, 1e-9)
-    return Link(source, sink, max(small_s - _BYTES[0] / rate, 1e-6), rate)
+    rate = (_BYTES[1] - _BYTES[0]) / max(large_s - small_s, _RESOLVED * large_s)
+    return Link(source, sink, max(large_s - _BYTES[1] / rate, 1e-6), rate)
 
 
 def _through(first: Link, second: Link) -> Link:

@@ -21,12 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgert.errors import EdgertError, InputError, WireError
+from edgert import options
+from edgert.errors import EdgertError, InputError, OptionError, WireError
+from edgert.execution.fair import checked_priority
 from edgert.feed import Feeder
 from edgert.graph import Value
 from edgert.plan import Receipt, value_from_json
 from edgert.result import Inputs, Result
 from edgert.tensor import Data
+from edgert.transport.keys import Keyring
 from edgert.transport.line import Line
 from edgert.transport.messages import Answer, Call
 
@@ -47,19 +50,22 @@ def default_endpoint() -> str:
     return f"ipc://{runtime}/edgert/edgert.sock"
 
 
-def connect(endpoint: str | None = None, *, timeout_s: float = 10.0) -> Client:
+def connect(endpoint: str | None = None, *, timeout_s: float = 10.0, key: str | None = None) -> Client:
     """A daemon's models.
 
     Args:
         endpoint: where it listens, such as 'ipc:///run/edgert/edgert.sock'; else `default_endpoint`.
         timeout_s: how long to wait for it, and for every answer that is asked for without a limit of its own.
+        key: of the daemon's machine where the endpoint is tcp: the name that `edgert keys allow` gave it here, or the
+            key itself; else EDGERT_ENDPOINT_KEY.
 
     Raises:
         PeerUnreachable: nobody answers there within `timeout_s`.
         PeerRefused: it does not know this end's key.
-        OptionError: that is no endpoint.
+        VersionMismatch: it is of another release of edgert; says which of the two is to be upgraded.
+        OptionError: that is no endpoint, or there are no keys for it.
     """
-    client = Client(endpoint or default_endpoint(), timeout_s=timeout_s)
+    client = Client(endpoint or default_endpoint(), timeout_s=timeout_s, key=key)
     try:
         client.status()
     except BaseException:
@@ -82,11 +88,13 @@ class Signature:
 class Client:
     """A connection to a daemon. Thread-safe; a context manager. Made by `connect`."""
 
-    def __init__(self, endpoint: str, *, timeout_s: float = 10.0) -> None:
-        """Start connecting; returns at once. Arguments as for `connect`."""
+    def __init__(
+        self, endpoint: str, *, timeout_s: float = 10.0, key: str | None = None, keyring: Keyring | None = None
+    ) -> None:
+        """Start connecting; returns at once. Arguments as for `connect`; the keyring is else the user's own."""
         self.endpoint = endpoint
-        self._timeout_s = timeout_s
-        self._line = Line(endpoint)
+        self._timeout_s = _checked_s(timeout_s)
+        self._line = _line(endpoint, key, keyring)
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._known: dict[str, tuple[Signature, Feeder]] = {}
@@ -118,13 +126,15 @@ class Client:
         self._forget(name)
         return self._signature(name)[0]
 
-    def run(self, name: str, inputs: Inputs, *, timeout_s: float | None = None) -> Result:
+    def run(self, name: str, inputs: Inputs, *, timeout_s: float | None = None, priority: int = 0) -> Result:
         """One inference.
 
         Args:
             name: of the model.
             inputs: as for `edgert.Model.run`.
             timeout_s: how long to wait for the answer; the daemon does not begin what nobody waits for any more.
+            priority: -100 to 100: higher goes first, before other models' and clients' requests too. Lower ones that
+                wait get a tenth.
 
         Returns:
             Outputs by name, and `.receipt`. The arrays are the caller's.
@@ -140,22 +150,24 @@ class Client:
         """
         seen = self._signature(name)
         try:
-            return self.submit(name, inputs, timeout_s=timeout_s).result()
+            return self.submit(name, inputs, timeout_s=timeout_s, priority=priority).result()
         except InputError:
             # A new version may take something else than the one that the inputs were prepared for.
             if self.signature(name) == seen[0]:
                 raise
-            return self.submit(name, inputs, timeout_s=timeout_s).result()
+            return self.submit(name, inputs, timeout_s=timeout_s, priority=priority).result()
 
-    def submit(self, name: str, inputs: Inputs, *, timeout_s: float | None = None) -> Future[Result]:
+    def submit(self, name: str, inputs: Inputs, *, timeout_s: float | None = None, priority: int = 0) -> Future[Result]:
         """As `run`, without waiting for the answer.
 
         Raises:
-            InputError, ModelNotServed, Closed: at once; whatever else `run` raises comes out of the future.
+            OptionError, InputError, ModelNotServed, Closed: at once; whatever else `run` raises comes out of the
+                future.
         """
+        limit_s = self._limit_s(timeout_s)
+        facts = {"model": name, "priority": checked_priority(priority)}
         feed = self._signature(name)[1](inputs)
-        limit_s = self._timeout_s if timeout_s is None else timeout_s
-        call = Call(next(self._numbers), "run", {"model": name}, feed, time.monotonic() + limit_s)
+        call = Call(next(self._numbers), "run", facts, feed, time.monotonic() + limit_s)
         answered = self._line.send(call, limit_s)
         result: Future[Result] = Future()
         result.set_running_or_notify_cancel()
@@ -176,9 +188,12 @@ class Client:
         return f"<edgert.Client {self.endpoint}{'' if self._dropped.alive else ': closed'}>"
 
     def _ask(self, method: str, facts: Mapping[str, Any], timeout_s: float | None = None) -> Answer:
-        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        limit_s = self._limit_s(timeout_s)
         call = Call(next(self._numbers), method, facts, {}, time.monotonic() + limit_s)
         return self._line.send(call, limit_s).result()
+
+    def _limit_s(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else _checked_s(timeout_s)
 
     def _signature(self, name: str) -> tuple[Signature, Feeder]:
         with self._lock:
@@ -210,16 +225,38 @@ class ServedModel:
         """Names, element types and shapes of what `run` gives."""
         return self._client._signature(self.name)[0].outputs
 
-    def run(self, inputs: Inputs, *, timeout_s: float | None = None) -> Result:
+    def run(self, inputs: Inputs, *, timeout_s: float | None = None, priority: int = 0) -> Result:
         """As `Client.run`."""
-        return self._client.run(self.name, inputs, timeout_s=timeout_s)
+        return self._client.run(self.name, inputs, timeout_s=timeout_s, priority=priority)
 
-    def submit(self, inputs: Inputs, *, timeout_s: float | None = None) -> Future[Result]:
+    def submit(self, inputs: Inputs, *, timeout_s: float | None = None, priority: int = 0) -> Future[Result]:
         """As `Client.submit`."""
-        return self._client.submit(self.name, inputs, timeout_s=timeout_s)
+        return self._client.submit(self.name, inputs, timeout_s=timeout_s, priority=priority)
 
     def __repr__(self) -> str:
         return f"<edgert.ServedModel {self.name} at {self._client.endpoint}>"
+
+
+def _checked_s(timeout_s: float) -> float:
+    return options.number("timeout_s", timeout_s, "Pass seconds, 0 or more.")
+
+
+def _line(endpoint: str, key: str | None, keyring: Keyring | None) -> Line:
+    """A connection to a daemon.
+
+    Raises:
+        EndpointError, OptionError: that is no endpoint, or there are no keys for it.
+    """
+    if not endpoint.startswith("tcp:"):
+        return Line(endpoint)
+    ring = keyring or Keyring()
+    peer = key or os.environ.get("EDGERT_ENDPOINT_KEY")
+    if not peer:
+        raise OptionError(
+            f"{endpoint} is not used without keys, and none was named for the daemon there.",
+            "edgert keys allow NAME KEY, then edgert.connect(..., key=NAME), or set EDGERT_ENDPOINT_KEY=NAME.",
+        )
+    return Line(endpoint, keys=ring.own(), server_key=ring.key_of(peer))
 
 
 def _settle(result: Future[Result], answered: Future[Answer]) -> None:

@@ -19,7 +19,7 @@ from edgert.devices.backend import Source
 from edgert.errors import Cancelled, Closed, EdgertError
 from edgert.execution.climate import Climate, Eased
 from edgert.execution.events import Event
-from edgert.execution.fair import PRIORITIES
+from edgert.execution.fair import checked_priority
 from edgert.execution.pipeline import Made
 from edgert.execution.rungs import Isolation
 from edgert.execution.start import Running, start
@@ -148,9 +148,7 @@ class Model:
         """
         if deadline_s is not None:
             options.number("deadline_s", deadline_s, "Pass seconds, more than 0.", lambda value: value > 0)
-        if type(priority) is not int or priority not in PRIORITIES:
-            words = f"Pass a whole number from {PRIORITIES.start} to {PRIORITIES.stop - 1}; higher goes first."
-            priority = int(options.number("priority", priority, words, lambda value: value in PRIORITIES))
+        priority = checked_priority(priority)
         pipeline = self._open()
         feed = self._feed(inputs)
         other, elsewhere = self._for_shapes(pipeline, feed) if self._axes else (None, "")

@@ -14,6 +14,8 @@ import heapq
 from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
+from edgert import options
+
 Item = TypeVar("Item")
 PRIORITIES = range(-100, 101)
 """That requests may have: few enough that each may have a window and a route of its own."""
@@ -21,6 +23,18 @@ _OWED = 1 / 9
 """To those that wait behind a higher priority, of the time that it takes: a tenth of all."""
 _LEAST_S = 1e-5
 """Cost of an item whose cost is not known yet: no turn is free, or those who wait would be owed nothing."""
+
+
+def checked_priority(value: object) -> int:
+    """A priority that a caller chose.
+
+    Raises:
+        OptionError: it is no whole number among `PRIORITIES`.
+    """
+    if type(value) is int and value in PRIORITIES:
+        return value
+    words = f"Pass a whole number from {PRIORITIES.start} to {PRIORITIES.stop - 1}; higher goes first."
+    return int(options.number("priority", value, words, lambda number: number in PRIORITIES))
 
 
 class _Waiting(NamedTuple, Generic[Item]):
@@ -102,6 +116,10 @@ class FairQueue(Generic[Item]):
     def above(self, priority: int) -> int:
         """How many wait of higher priorities."""
         return sum(len(equals.heap) for own, equals in self._equals.items() if own > priority)
+
+    def below(self, priority: int) -> int:
+        """How many wait of lower priorities."""
+        return sum(len(equals.heap) for own, equals in self._equals.items() if own < priority)
 
     def pop(self, priority: int | None = None) -> Item:
         """Whose turn it is.

@@ -27,7 +27,7 @@ from edgert.serving.repository import Repository
 from edgert.serving.roster import Roster
 from edgert.serving.service import Limits, Service
 from edgert.serving.zmq import FLUSH_S, Front
-from edgert.transport import notify, sockets
+from edgert.transport import contexts, notify
 from edgert.transport.keys import Keyring
 
 __all__ = ["Daemon", "Settings", "serve"]
@@ -87,7 +87,7 @@ def serve(settings: Settings) -> bool:
             stop.wait()
         finally:
             done = daemon.stop()
-            sockets.flush(FLUSH_S)
+            contexts.flush(FLUSH_S)
     return done
 
 
@@ -120,7 +120,7 @@ class Daemon:
                 settings.endpoint, self._service, self.status, group=settings.group, keyring=settings.keyring
             )
             self._close.callback(self._front.close)
-            self.pulse = Pulse(self._front.endpoint, self._service, notify.watchdog_s())
+            self.pulse = Pulse(self._front.endpoint, self._service, notify.watchdog_s(), settings.keyring)
             self._close.callback(self.pulse.close)
         except BaseException:
             self._close.close()

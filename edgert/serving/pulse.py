@@ -16,6 +16,7 @@ from edgert.errors import EdgertError, Overloaded
 from edgert.serving.service import Running, Service
 from edgert.tensor import Data
 from edgert.transport import notify
+from edgert.transport.keys import Keyring
 
 _log = logging.getLogger(__name__)
 _PULSE_S = 10.0
@@ -30,11 +31,14 @@ _HANG_FACTOR = 10.0
 class Pulse:
     """Asks the daemon's models again and again, the way that clients do, and feeds the watchdog when that succeeds."""
 
-    def __init__(self, endpoint: str, service: Service, watchdog_s: float | None) -> None:
+    def __init__(
+        self, endpoint: str, service: Service, watchdog_s: float | None, keyring: Keyring | None = None
+    ) -> None:
         """Args:
         endpoint: the daemon's own.
         service: for its models and its counts.
         watchdog_s: systemd's limit; None when nobody watches.
+        keyring: with which it listens, for tcp.
         """
         self._service = service
         self._limit_s = watchdog_s or 3 * _PULSE_S
@@ -44,7 +48,10 @@ class Pulse:
         self._end = threading.Event()
         self._turn = itertools.count()
         self._client: Client | None = None
-        self._connect: Callable[[], Client] = partial(Client, endpoint, timeout_s=self._limit_s / 3)
+        key = keyring.own().public if keyring is not None else None  # this process is both ends
+        self._connect: Callable[[], Client] = partial(
+            Client, endpoint, timeout_s=self._limit_s / 3, key=key, keyring=keyring
+        )
         self._thread = threading.Thread(target=self._beat_on, name="edgert pulse", daemon=True)
 
     def start(self) -> None:

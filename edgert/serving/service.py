@@ -1,4 +1,4 @@
-"""Requests to the models of a roster: bounded queues, fair turns, deadlines, and an orderly end.
+"""Requests to the models of a roster: bounded queues, fair turns, priorities, deadlines, and an orderly end.
 
 Knows no socket: every front end submits here and is called back.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -16,11 +15,16 @@ from typing import TypeAlias
 import numpy as np
 
 from edgert.errors import Closed, DeadlineExceeded, EdgertError, Overloaded, RunFailed
+from edgert.execution.fair import FairQueue
 from edgert.result import Result
 from edgert.serving.roster import Loaded, Roster
 from edgert.tensor import Data
 
 _log = logging.getLogger(__name__)
+_TURN = 1.0
+"""What a request costs its model's queue: which goes next is a matter of how many went, whatever they take."""
+_PATIENCE = 10
+"""Of so many requests one goes by turn alone where models of higher priorities keep others waiting."""
 Done: TypeAlias = "Callable[[Result | EdgertError], None]"
 """Called once for each request, in a worker's thread; must not raise and not block."""
 
@@ -30,7 +34,7 @@ class Limits:
     """How much may wait."""
 
     waiting: int = 64
-    """Requests of one model; those that run are not counted."""
+    """Requests of one model; neither those that run are counted nor those of lower priorities than the next one."""
     waiting_bytes: int = 256 << 20
     """Inputs of all requests that wait or run."""
     workers: int = 8
@@ -64,13 +68,15 @@ class _Request:
     taken_s: float
     size_bytes: int
     done: Done
+    priority: int = 0
 
 
 @dataclass(slots=True)
 class _Line:
     """One model's queue."""
 
-    waiting: deque[_Request] = field(default_factory=deque)
+    waiting: FairQueue[_Request] = field(default_factory=FairQueue)
+    """Higher priorities first, but for a tenth; equals in the order in which they came."""
     running: int = 0
     width: int = 1
     """How many may run at once."""
@@ -88,7 +94,8 @@ class Service:
         self._condition = threading.Condition()
         self._lines: dict[str, _Line] = {}
         self._started: dict[int, tuple[str, float]] = {}
-        self._bytes = 0
+        self._bytes = self._ranked = 0
+        """Of inputs; and requests that were taken while models of other priorities waited."""
         self._counts = Counts()
         self._draining = False
         self._closed = False
@@ -99,7 +106,9 @@ class Service:
         for worker in self._workers:
             worker.start()
 
-    def submit(self, model: str, inputs: Mapping[str, Data], deadline_s: float | None, done: Done) -> None:
+    def submit(
+        self, model: str, inputs: Mapping[str, Data], deadline_s: float | None, done: Done, *, priority: int = 0
+    ) -> None:
         """Take one request; `done` gets the result, or what went wrong.
 
         Args:
@@ -107,6 +116,7 @@ class Service:
             inputs: by name; arrays that nobody else changes.
             deadline_s: on `time.monotonic()`; None for none.
             done: called once, later.
+            priority: as of `edgert.Model.submit`: higher goes first.
 
         Raises:
             ModelNotServed: there is no such model; `done` is not called then, as for the others.
@@ -119,11 +129,12 @@ class Service:
         with self._condition:
             line = self._lines.setdefault(model, _Line())
             try:
-                self._admit(model, line, size_bytes)
+                self._admit(model, line, size_bytes, priority)
             except EdgertError:
                 self._count(refused=1)
                 raise
-            line.waiting.append(_Request(model, inputs, deadline_s, self._now_s(), size_bytes, done))
+            request = _Request(model, inputs, deadline_s, self._now_s(), size_bytes, done, priority)
+            line.waiting.put(request, model, _TURN, priority)
             self._bytes += size_bytes
             self._condition.notify()
 
@@ -159,19 +170,17 @@ class Service:
         """Refuse what still waits, and end the workers that do not hang."""
         with self._condition:
             self._draining = self._closed = True
-            left = [request for line in self._lines.values() for request in line.waiting]
-            for line in self._lines.values():
-                line.waiting.clear()
+            left = [request for line in self._lines.values() for request in line.waiting.remove(lambda _: True)]
             self._condition.notify_all()
         for request in left:
             request.done(stopping())
         for worker in self._workers:
             worker.join(timeout=1.0)
 
-    def _admit(self, model: str, line: _Line, size_bytes: int) -> None:
+    def _admit(self, model: str, line: _Line, size_bytes: int, priority: int) -> None:
         if self._draining:
             raise stopping()
-        waiting = len(line.waiting)
+        waiting = len(line.waiting) - line.waiting.below(priority)
         if waiting >= self.limits.waiting:
             raise Overloaded(
                 f"model {model!r}: {waiting} requests wait already.", "Ask less often, or again later.", waiting=waiting
@@ -212,16 +221,25 @@ class Service:
                 self._condition.notify_all()
 
     def _next(self) -> _Request | None:
-        """The next request, models taking turns: a line that was served goes to the end."""
-        for model, line in self._lines.items():
-            if line.waiting and line.running < line.width:
-                line.running += 1
-                self._lines[model] = self._lines.pop(model)
-                return line.waiting.popleft()
-        return None
+        """The next request: of the model where the highest priority waits; among equals, and at each tenth request
+        among all, of the one whose turn it is. A line that was served goes to the end.
+        """
+        ready = [model for model, line in self._lines.items() if line.waiting and line.running < line.width]
+        if not ready:
+            return None
+        model = ready[0]
+        if len(ready) > 1:
+            highest = {name: self._lines[name].waiting.highest() for name in ready}
+            self._ranked += len({*highest.values()}) > 1
+            if self._ranked % _PATIENCE:
+                model = max(ready, key=highest.__getitem__)  # the first of several
+        line = self._lines[model] = self._lines.pop(model)
+        line.running += 1
+        return line.waiting.pop()
 
     def _outcome(self, request: _Request) -> Result | EdgertError:
-        if request.deadline_s is not None and self._now_s() >= request.deadline_s:
+        left_s = None if request.deadline_s is None else request.deadline_s - self._now_s()
+        if request.deadline_s is not None and left_s is not None and left_s <= 0:
             given_s = request.deadline_s - request.taken_s
             return DeadlineExceeded(
                 f"model {request.model!r}: the deadline passed while the request waited.",
@@ -230,7 +248,7 @@ class Service:
         try:
             with self.roster.lend(request.model) as loaded:
                 self._widen(request.model, loaded)
-                return loaded.model.run(request.inputs)
+                return loaded.model.submit(request.inputs, deadline_s=left_s, priority=request.priority).result()
         except EdgertError as error:
             return error
         except Exception as error:  # noqa: BLE001 - a fault of ours must reach the caller as well, and end no worker

@@ -25,6 +25,7 @@ from edgert.errors import (
     TransportError,
     WireError,
 )
+from edgert.execution.fair import checked_priority
 from edgert.result import Result
 from edgert.serving.service import Service, stopping
 from edgert.transport.endpoints import Endpoint
@@ -101,7 +102,7 @@ class Front:
             self._send(who, _failed(call, stopping()))
 
     def close(self) -> None:
-        """Listen no more. Answers that were given leave within `FLUSH_S`, if the process lives (`sockets.flush`)."""
+        """Listen no more. Answers that were given leave within `FLUSH_S`, if the process lives (`contexts.flush`)."""
         if self._peers and self._thread.is_alive():
             time.sleep(_GRACE_S)
         with suppress(Closed):
@@ -163,7 +164,8 @@ class Front:
             else:
                 self._send(who, Answer(call.request, {"receipt": outcome.receipt.to_json()}, dict(outcome)))
 
-        self._service.submit(_model(call), own_all(call.values), call.deadline_s, done)
+        priority = checked_priority(call.facts.get("priority", 0))
+        self._service.submit(_model(call), own_all(call.values), call.deadline_s, done, priority=priority)
 
     def _signature(self, who: bytes, call: Call) -> None:
         with self._service.roster.lend(_model(call)) as loaded:

@@ -22,12 +22,11 @@ import errno
 import logging
 import os
 import secrets
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import zmq
 
@@ -40,9 +39,10 @@ from edgert.errors import (
     TransportError,
     VersionMismatch,
 )
-from edgert.transport import direct, forked, frames, zap
+from edgert.transport import contexts, direct, forked, frames, zap
 from edgert.transport.endpoints import Endpoint, held_path, private_folder
 from edgert.transport.keys import KeyPair, Keyring, checked
+from edgert.transport.memory import SHORTAGES
 from edgert.transport.messages import Message, Speaks, Work
 from edgert.transport.port import Lookout, Port
 from edgert.transport.watch import State, Watch
@@ -88,6 +88,12 @@ class Draft:
             frames.TIME_LEFT.pack_into(self._datagram, direct.FIRST_AT + frames.TIME_LEFT_AT, left_s)
         return self._sender.send(self._datagram)
 
+    def announce(self) -> None:
+        """Send it as `Ahead`, or not at all; what is lost is not missed."""
+        ahead = self._datagram.copy()
+        frames.KIND.pack_into(ahead, direct.FIRST_AT + frames.KIND_AT, frames.AHEAD)
+        self._sender.send(ahead)
+
 
 class Inbox(Port):
     """Where this process listens."""
@@ -114,12 +120,12 @@ class Inbox(Port):
             wanted = Endpoint("ipc", str(private_folder() / secrets.token_hex(8)))
         self._gate: zap.Gate | None = None
         with _told(str(wanted)), ExitStack() as start:
-            context = _context()
+            context = contexts.shared()
             if wanted.scheme == "tcp":
                 pair = _required(keyring, endpoint).own()
-                context = zmq.Context()  # of its own: the gate holds for a whole context
+                context = contexts.begun()  # of its own: the gate holds for a whole context
                 start.callback(context.term)
-                self._gate = zap.Gate(context, _required(keyring, endpoint))
+                self._gate = zap.Gate(context, _required(keyring, endpoint), pair.public)
                 start.callback(self._gate.close)
             elif wanted.scheme == "ipc":
                 start.enter_context(held_path(wanted, group=group))
@@ -261,7 +267,7 @@ class Outbox(Port):
         where = Endpoint.parse(endpoint)
         self.endpoint = str(where)
         with _told(self.endpoint), ExitStack() as start:
-            super().__init__(_context(), zmq.DEALER, (queue, max_message_bytes), start)
+            super().__init__(contexts.shared(), zmq.DEALER, (queue, max_message_bytes), start)
             self._socket.immediate = not patient  # what is queued for a dead peer must not reach its successor
             self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 20, 1000
             if where.scheme == "tcp":
@@ -409,46 +415,8 @@ def _told(endpoint: str) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-_shared: zmq.Context[Any] | None = None
-_making = threading.Lock()
 _bound: dict[str, direct.Queue] = {}  # inproc endpoints that are listened on; libzmq reports nothing of those
-
-
-def _context() -> zmq.Context[Any]:
-    """One for the process, since inproc endpoints are known within a context."""
-    global _shared  # noqa: PLW0603 - made when first needed: importing starts no thread
-    with _making:
-        if _shared is None:
-            _shared = zmq.Context()
-        return _shared
-
-
-def _forget() -> None:
-    """In a process that was forked: what there is belongs to its parent, whose threads are not here."""
-    global _shared, _making
-    _shared, _making = None, threading.Lock()
-    _bound.clear()
-
-
-forked.forget(_forget)
-
-
-def flush(limit_s: float) -> bool:
-    """Wait for what closed inproc and ipc sockets still have to send; for the end of a process, which makes none after.
-
-    Returns:
-        Whether all left, or there was nothing; False when the limit passed, or a socket is still open.
-    """
-    global _shared
-    with _making:
-        context, _shared = _shared, None
-    if context is None:
-        return True
-    # Ending a context waits for all its sockets, without a limit of its own.
-    ending = threading.Thread(target=context.term, name="edgert flush", daemon=True)
-    ending.start()
-    ending.join(limit_s)
-    return not ending.is_alive()
+forked.forget(_bound.clear)
 
 
 def _secure(socket: zmq.Socket[bytes], pair: KeyPair) -> None:
@@ -484,10 +452,20 @@ def _full(endpoint: str) -> Overloaded:
 
 
 def host_id() -> str:
-    """Names the running system, its process numbers and the user: two processes with the same can share memory."""
+    """Names the running system, its process numbers and the user: two processes with the same can share memory.
+
+    Raises:
+        EndpointError: this process may open no more files.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         numbers = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise EndpointError(
+                f"this host cannot be named: {error.strerror}.",
+                "Raise the limit of open files (ulimit -n).",
+                endpoint="",
+            ) from error
         return f"unknown {secrets.token_hex(8)}"
     return f"{boot} {numbers} {os.getuid()}"

@@ -19,12 +19,14 @@ _MOST_NAMED = 100
 
 
 class Gate:
-    """Lets the peers of a keyring into the sockets of one context, and nobody else."""
+    """Lets the peers of a keyring into the sockets of one context, and whoever holds the secret key of this machine;
+    nobody else.
+    """
 
-    def __init__(self, context: zmq.Context[Any], keyring: Keyring) -> None:
+    def __init__(self, context: zmq.Context[Any], keyring: Keyring, own: str) -> None:
         self.refused = 0
         """Connections that were turned away."""
-        self._keyring = keyring
+        self._keyring, self._own = keyring, own
         self._questions: zmq.Socket[bytes] = context.socket(zmq.REP)
         self._questions.linger = 0
         self._questions.bind(_ADDRESS)
@@ -52,7 +54,7 @@ class Gate:
     def _answer(self, question: list[bytes]) -> list[bytes]:
         version, number, _, address, _, mechanism, *credentials = question
         key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""
-        if key and key in self._keyring.peers().values():
+        if key and (key == self._own or key in self._keyring.peers().values()):
             return [version, number, b"200", b"OK", key.encode(), b""]
         self.refused += 1
         if self.refused <= _MOST_NAMED:

@@ -14,7 +14,6 @@ class Relay:
         self.delay_s = 0.0
         self.whole = True
         self._writers = set()
-        self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -29,28 +28,37 @@ class Relay:
         self.whole = True
 
     def close(self):
-        asyncio.run_coroutine_threadsafe(self._break(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join()
-        self._loop.close()
 
     def _serve(self):
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._take, "127.0.0.1", 0))
+        with asyncio.Runner() as runner:
+            self._loop = runner.get_loop()
+            runner.run(self._relay())
+
+    async def _relay(self):
+        """Until `close`; then everything is closed to the end, also what came at the last moment."""
+        self._over = asyncio.Event()
+        server = await asyncio.start_server(self._take, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         self._started.set()
-        self._loop.run_forever()
+        await self._over.wait()
+        self.whole = False
         server.close()
-        for task in asyncio.all_tasks(self._loop):
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
             task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        await asyncio.gather(*left, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
     async def _break(self):
         for writer in list(self._writers):
             writer.transport.abort()
-        self._writers.clear()
 
     async def _take(self, reader, writer):
+        self._writers.add(writer)
         try:
             if not self.whole:
                 raise ConnectionRefusedError
@@ -58,7 +66,9 @@ class Relay:
         except OSError:
             writer.transport.abort()
             return
-        self._writers |= {writer, there[1]}
+        self._writers.add(there[1])
+        if not self.whole:  # it was cut meanwhile
+            await self._break()
         await asyncio.gather(self._pump(reader, there[1]), self._pump(there[0], writer))
 
     async def _pump(self, reader, writer):

@@ -95,6 +95,14 @@ def test_devices_of_another_host_appear_with_their_measured_link(here, box):
     assert slow.fingerprint != near.fingerprint != here.fingerprint
 
 
+@pytest.mark.parametrize(("small_s", "large_s"), [(0.0101, 0.0101), (0.0201, 0.0101), (0.001, 0.0101)])
+def test_a_small_array_that_was_late_makes_no_infinite_bandwidth(small_s, large_s):
+    link = far._fitted("cpu:0", "boxb.gpu:0", [small_s, large_s])
+    size = far._BYTES[1]
+    assert link.latency_s + size / link.bandwidth_bytes_per_s == pytest.approx(large_s)
+    assert size / large_s <= link.bandwidth_bytes_per_s <= 10 * size / large_s
+
+
 def test_a_host_that_is_off_or_does_not_know_us_is_left_out_with_the_reason(here, box, keys, monkeypatch):
     box.cut()
     with monkeypatch.context() as patch:
