@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from edgert import errors
 from edgert.errors import ChildTimeout, DeadlineExceeded, EdgertError, Garbage
@@ -126,7 +127,14 @@ class Dispatcher:
 
     def _look(self) -> None:
         """Find requests that no executor complains about and nobody answers: a message may have been lost."""
-        now_s = time.monotonic()
+        try:
+            self._look_after_all(time.monotonic())
+        finally:
+            self._looking = bool(self._flights)
+            if self._looking:
+                self._fleet.loop.after(_LOOK_S, self._look)
+
+    def _look_after_all(self, now_s: float) -> None:
         looked_s, self._looked_s = self._looked_s, now_s
         for flight in [each for each in self._flights.values() if each.stand == "flying"]:
             nobody_has_it = all(member.idle_since(max(flight.sent_s, looked_s)) for member in flight.chosen)
@@ -135,9 +143,6 @@ class Dispatcher:
             if flight.missed > 1 or waited_s > flight.patience_s:
                 words = f"no answer came within {now_s - flight.sent_s:.1f} s, and no executor has it or complains."
                 self._again(flight, words, ChildTimeout(words, "", timeout_s=now_s - flight.sent_s))
-        self._looking = bool(self._flights)
-        if self._looking:
-            self._fleet.loop.after(_LOOK_S, self._look)
 
     def done(self, answer: Done) -> None:
         """See `Customer`."""
@@ -195,7 +200,7 @@ class Dispatcher:
         if flight is None or flight.stand != "flying" or answer.attempt != flight.attempt:
             return
         error = errors.from_json(answer.error)
-        if isinstance(error, DeadlineExceeded):
+        if isinstance(error, DeadlineExceeded) and flight.late:
             self._expire(flight)
             return
         if isinstance(error, Garbage):
@@ -261,7 +266,19 @@ class Dispatcher:
         promise = flight.promise
         self._end(flight)
         if promise is not None:
-            promise.resolve(lambda: flight.finish(made))
+            promise.resolve(lambda: self._finished(flight, made))
+
+    def _finished(self, flight: Flight, made: Made) -> Any:
+        """What its caller gets. Looked at last of all, since the timer of the deadline waits for the loop as answers
+        do, and may come after them.
+
+        Raises:
+            DeadlineExceeded: it is late.
+        """
+        result = flight.finish(made)
+        if flight.late:
+            raise self._late(flight)
+        return result
 
     def _reject(self, flight: Flight, error: EdgertError) -> None:
         promise = flight.promise
@@ -272,11 +289,13 @@ class Dispatcher:
     def _expire(self, flight: Flight | None) -> None:
         if flight is not None and not flight.over:
             self._courier.leave(flight, cancel=True)
-            late = DeadlineExceeded(
-                f"{self.name}: the deadline of {flight.given_s:.3f} s passed before an answer was there.",
-                "Give more time, or send fewer requests.", deadline_s=flight.given_s,
-            )  # fmt: skip
-            self._reject(flight, late)
+            self._reject(flight, self._late(flight))
+
+    def _late(self, flight: Flight) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"{self.name}: the deadline of {flight.given_s:.3f} s passed before an answer was there.",
+            "Give more time, or send fewer requests.", deadline_s=flight.given_s,
+        )  # fmt: skip
 
     def call_off(self, flight: Flight) -> None:
         """Its caller does not want it any more."""
@@ -349,7 +368,7 @@ class Dispatcher:
         self.ladder.bar(way, f"{way.name} gave wrong numbers: {drift.reason}")
         for flight in [each for each in self._flights.values() if each.way is way]:
             self._again(flight, f"{way.name} gave wrong numbers")
-        self._fleet.loop.apart(lambda: self._drifted(drift))
+        self._fleet.loop.apart_soon(lambda: self._drifted(drift))
 
     def _try(self, way: Way, member: Member) -> bool:
         """Start a trial on the kept request; False when none is kept."""

@@ -24,7 +24,9 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from edgert.execution.member import Held, Member, Order, Place, Transport, kill
 from edgert.machine import Device
 from edgert.tensor import Data
 from edgert.transport import forked
+from edgert.transport.memory import SHORTAGES
 from edgert.transport.messages import (
     Answer,
     Bye,
@@ -154,12 +157,12 @@ class Fleet:
             held.failures += held.asked_s is not None
             held.ready, held.asked_s, held.runs, held.taken = False, None, 0, Counter()
         member.state, member.reason = "down", reason
+        wait_s = self.limits.backoff(member.faults)
+        self.loop.after(wait_s, lambda: self._start(member))
         self.events.add(kind, f"{member.place}: {reason}", device=member.device.id)
         for customer in {id(each): each for each in self._users(member)}.values():
             customer.lost(member, kind, reason)
-        wait_s = self.limits.backoff(member.faults)
         _log.info("%s is tried again in %.1f s", member.place, wait_s)
-        self.loop.after(wait_s, lambda: self._start(member))
         self._put_away(member)
 
     def close(self) -> None:
@@ -274,13 +277,27 @@ class Fleet:
         }  # fmt: skip
 
         def send() -> None:
-            files = {} if member.near else _contents(order.source.path)
+            try:
+                files = {} if member.near else _contents(order.source.path)
+            except OSError as error:
+                self.loop.post(partial(self._unread, number, order, error, send))
+                return
             self._mail.send(member.endpoint, Prepare(number, order.name, facts, files))
 
         if member.near:
             send()
         else:
-            self.loop.apart(send)  # a large model takes a while to read
+            self.loop.apart_soon(send)  # a large model takes a while to read
+
+    def _unread(self, number: int, order: Order, error: OSError, again: Callable[[], None]) -> None:
+        """The model's files, which another host's executor needs, cannot be read."""
+        if error.errno in SHORTAGES:
+            _log.warning("%s cannot be read: %s", order.source.path, error)
+            self.loop.after(self.limits.backoff_s, lambda: self.loop.apart_soon(again))
+            return
+        reason = f"{order.target}: {order.source.path} cannot be read: {error.strerror or error}."
+        refusal = PrepareRefused(reason, "Put the model's files back, and load it again.", target=str(order.target))
+        self._answered(number, Refused(number, order.name, errors.to_json(refusal)))
 
     def _reply(self, member: Member) -> str:
         """Where a member answers; '' is the connection over which it was asked."""
@@ -302,6 +319,7 @@ class Fleet:
         """Kill what is left, and let a thread wait for its end."""
         if member.endpoint:
             self._mail.drop(member.endpoint)
+        member.unwatch()
         rest = kill(member)
         member.life, member.pid, member.beat, member.endpoint = 0, 0, None, ""
         self._asked = {number: asked for number, asked in self._asked.items() if asked[0] is not member}
@@ -310,7 +328,7 @@ class Fleet:
         if self._closed:
             rest()  # at the end of the interpreter no thread can be started; it was killed already
         else:
-            self.loop.apart(rest)
+            self.loop.apart_soon(rest)
 
     def _end(self, member: Member) -> None:
         self._launcher.part(member)

@@ -17,12 +17,26 @@ from edgert.transport import forked
 Answer = TypeVar("Answer")
 Stand: TypeAlias = Literal["waiting", "flying", "reserve", "over"]
 _callbacks = ThreadPoolExecutor(1, thread_name_prefix="edgert callbacks")
+_called = False
+"""Whether its thread runs."""
+
+
+def _call_back() -> None:
+    """Start the thread, so that what is to be called later does not depend on whether there may be one more then.
+
+    Raises:
+        RuntimeError: this process may start no more threads.
+    """
+    global _called  # noqa: PLW0603 - one a process is the point
+    if not _called:
+        _callbacks.submit(_nothing)
+        _called = True
 
 
 def _forget() -> None:
     """In a process that was forked: the thread is its parent's."""
-    global _callbacks  # noqa: PLW0603 - one a process is the point
-    _callbacks = ThreadPoolExecutor(1, thread_name_prefix="edgert callbacks")
+    global _callbacks, _called
+    _callbacks, _called = ThreadPoolExecutor(1, thread_name_prefix="edgert callbacks"), False
 
 
 forked.forget(_forget)
@@ -60,7 +74,12 @@ class Promise(Future[Answer]):
         self._called_off = _nothing
 
     def add_done_callback(self, fn: Callable[[Future[Answer]], object]) -> None:
-        """As `Future.add_done_callback`; runs in a thread of edgert's that answers nothing else."""
+        """As `Future.add_done_callback`; runs in a thread of edgert's that answers nothing else.
+
+        Raises:
+            RuntimeError: this process may start no more threads.
+        """
+        _call_back()
         super().add_done_callback(lambda future: _callbacks.submit(fn, future))
 
 
@@ -98,6 +117,11 @@ class Flight:
     """Ways that failed on it while their executors lived, and what they said."""
     trial: Member | None = None
     """The member that this is a trial of."""
+
+    @property
+    def late(self) -> bool:
+        """Whether its deadline has passed."""
+        return self.deadline_s is not None and time.monotonic() > self.deadline_s
 
     @property
     def over(self) -> bool:

@@ -87,7 +87,7 @@ class Launcher:
             words = process.ending().message
             self._loop.post(lambda: self._lost_life(member, generation, words))
 
-        watch(process.pid, gone)
+        member.unwatch = watch(process.pid, gone, self._loop.apart)
         self._greet(member, endpoint, process.pid)
 
     def _greet(self, member: Member, endpoint: str, pid: int) -> None:
@@ -130,7 +130,10 @@ class Launcher:
             if member.near:
                 generation = member.started_s
                 words = "its process ended"
-                watch(message.pid, lambda: self._loop.post(lambda: self._lost_life(member, generation, words)))
+                member.unwatch = watch(
+                    message.pid, lambda: self._loop.post(lambda: self._lost_life(member, generation, words)),
+                    self._loop.apart,
+                )  # fmt: skip
 
     def part(self, member: Member) -> None:
         """Tell one that somebody else started that it is not needed here any more."""

@@ -12,12 +12,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from edgert.errors import Closed
 from edgert.execution.mail import Mail
 from edgert.transport.messages import Message
 
 _log = logging.getLogger(__name__)
 _LEAVE_S = 5.0
 """For threads that see to what may block; they end with the process anyway."""
+_BREATH_S = 0.05
+"""Before what the system refused is tried again."""
 
 
 class Minder(Protocol):
@@ -75,11 +78,23 @@ class Loop:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._count), work))
 
     def apart(self, work: Callable[[], None]) -> None:
-        """Do what may block in a thread of its own."""
+        """From the loop: do what may block in a thread of its own.
+
+        Raises:
+            RuntimeError: this process may start no more threads.
+        """
         thread = threading.Thread(target=work, name=f"{self._name} worker", daemon=True)
+        thread.start()
         self._workers = [each for each in self._workers if each.is_alive()]
         self._workers.append(thread)
-        thread.start()
+
+    def apart_soon(self, work: Callable[[], None]) -> None:
+        """As `apart`, but as soon as there may be one more thread."""
+        try:
+            self.apart(work)
+        except RuntimeError as error:
+            _log.warning("%s: tried again in %.2f s", error, _BREATH_S)
+            self.after(_BREATH_S, lambda: self.apart_soon(work))
 
     def close(self, last: Callable[[], None]) -> None:
         """End it, after `last` was done in it. Harmless twice."""
@@ -101,25 +116,46 @@ class Loop:
     def _run(self) -> None:
         patience_s: float | None = None
         while not self._closed:
-            received = self.mail.receive(self._patience_s(patience_s))
-            while received is not None:
-                self._guard(partial(self._minder.take, received[0]))
-                received = self.mail.receive(0.0)
+            self._receive(self._patience_s(patience_s))
             while not self._posted.empty():
                 self._guard(self._posted.get())
             now_s = time.monotonic()
             while self._timers and self._timers[0][0] <= now_s:
                 self._guard(heapq.heappop(self._timers)[2])
-            patience_s = self._minder.look()
+            patience_s = self._looked()
         self.mail.close()
         self.ended.set()
         for event in tuple(self._awaited):
             event.set()
 
+    def _receive(self, wait_s: float | None) -> None:
+        """Take what comes within that time, and all that is there then."""
+        try:
+            received = self.mail.receive(wait_s)
+            while received is not None:
+                self._guard(partial(self._minder.take, received[0]))
+                received = self.mail.receive(0.0)
+        except Closed:  # by the interpreter, at its end
+            self._closed = True
+        except Exception:  # noqa: BLE001 - as in `_guard`
+            _log.exception("a fault in edgert: the loop of the executors cannot receive; it goes on")
+            time.sleep(_BREATH_S)
+
+    def _looked(self) -> float | None:
+        """`Minder.look`, guarded."""
+        try:
+            return self._minder.look()
+        except Exception:  # noqa: BLE001 - as in `_guard`
+            _log.exception("a fault in edgert: the loop of the executors goes on")
+            return _BREATH_S
+
     def _guard(self, work: Callable[[], None]) -> None:
         """A fault of ours in one place must not end the loop, which all requests wait for."""
         try:
             work()
+        except MemoryError as error:
+            # Whose answer this was is asked for again when nobody else has it (`Dispatcher`).
+            _log.error("no memory is left: the loop of the executors goes on: %s", error)
         except Exception:  # noqa: BLE001 - whatever it is, the other requests must go on
             _log.exception("a fault in edgert: the loop of the executors goes on")
 

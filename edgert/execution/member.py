@@ -7,7 +7,6 @@ import logging
 import os
 import select
 import signal
-import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from edgert.execution.limits import Limits
 from edgert.machine import Device
 from edgert.profile import Target
 from edgert.transport.child import Child
+from edgert.transport.direct import WAKE, Bell
 from edgert.transport.messages import Heartbeat
 
 _log = logging.getLogger(__name__)
@@ -125,6 +125,8 @@ class Member:
     excused_s: float = 0.0
     """Before this moment nobody looked (this process, or the whole machine, stood still): what was not heard until
     then, or took long, proves nothing."""
+    unwatch: Callable[[], None] = field(default=lambda: None)
+    """Ends the wait for its process's end."""
     beat: Heartbeat | None = None
     started_s: float = 0.0
     faults: int = 0
@@ -214,22 +216,48 @@ def kill(member: Member) -> Callable[[], None] | None:
     return process.close
 
 
-def watch(pid: int, gone: Callable[[], None]) -> None:
-    """Call `gone`, in a thread of its own, when a process of this box has ended. It need not be a child."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        gone()
-        return
-    except OSError:  # Linux before 5.3, or no descriptor is left: then its silence tells
-        _log.warning("the end of process %d will be noticed by its silence alone", pid)
-        return
+def watch(pid: int, gone: Callable[[], None], apart: Callable[[Callable[[], None]], None]) -> Callable[[], None]:
+    """Call `gone`, in a thread of its own, when a process of this box has ended. It need not be a child.
+
+    Args:
+        pid: of the process.
+        gone: called once, unless it was called off.
+        apart: starts the thread; see `Loop.apart`.
+
+    Returns:
+        Calls it off; harmless at any time, and to be called in any case.
+    """
+    with contextlib.ExitStack() as opened:
+        try:
+            descriptor = os.pidfd_open(pid)
+            opened.callback(os.close, descriptor)
+            bell = Bell()
+            opened.callback(bell.close)
+            held = opened.pop_all()
+        except ProcessLookupError:
+            gone()
+            return _nothing
+        except OSError as error:  # Linux before 5.3, or no descriptor is left: then its silence tells
+            _log.warning("the end of process %d will be noticed by its silence alone: %s", pid, error)
+            return _nothing
 
     def wait() -> None:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        poll.poll()
-        os.close(descriptor)
-        gone()
+        with held:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.register(bell.fd, select.POLLIN)
+            ended = any(fd == descriptor for fd, _ in poll.poll())
+        if ended:
+            gone()
 
-    threading.Thread(target=wait, name=f"watch {pid}", daemon=True).start()
+    try:
+        apart(wait)
+    except RuntimeError as error:  # no thread is left
+        held.close()
+        _log.warning("the end of process %d will be noticed by its silence alone: %s", pid, error)
+        return _nothing
+    return lambda: bell.ring(WAKE)
+
+
+def _nothing() -> None:
+    """There is nothing to be called off."""

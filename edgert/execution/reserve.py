@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from edgert.errors import Cancelled, DeviceLost, EdgertError, RunFailed
 from edgert.execution.pipeline import Made, Pipeline
@@ -33,6 +34,7 @@ class Reserve:
         self._taken = 0
         self._mean_s = 0.0
         self._pool = ThreadPoolExecutor(width, thread_name_prefix="edgert reserve")
+        self._pool.submit(int)  # starts a thread: one there will be, also when this process may start no more
         if make is None:
             self._made.set()
         else:
@@ -69,7 +71,8 @@ class Reserve:
         """
         with self._lock:
             self._taken += 1
-        self._pool.submit(self._work, inputs, conclude, over)
+        with suppress(RuntimeError):  # no further thread can be started: those that there are do what was put
+            self._pool.submit(self._work, inputs, conclude, over)
 
     def close(self) -> None:
         """Finish what runs, release everything."""
@@ -84,6 +87,9 @@ class Reserve:
         except EdgertError as error:
             self._why = error.message
             _log.warning("%s has no last resort: %s", self._name, error.message)
+        except Exception as error:  # noqa: BLE001 - requests must learn of it, whatever a library or the system says
+            self._why = f"{type(error).__name__}: {error}"
+            _log.warning("%s has no last resort: %s", self._name, self._why)
         finally:
             self._made.set()
 

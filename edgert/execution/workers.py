@@ -79,15 +79,16 @@ class Workers:
             if self._closed:
                 raise Closed(f"the model {self._name} was closed.", "Load it again.")
             self._admit(deadline_s)
+            first = not self._threads
+            if first:
+                self._grow()
             until_s = None if deadline_s is None else time.monotonic() + deadline_s
             self._tasks.put(_Task(work, future, priority, until_s, deadline_s), self._name, self._mean_s, priority)
             self._precedence.come(priority)
             if self._idle >= len(self._tasks):
                 self._condition.notify()
-            elif len(self._threads) < self._width:
-                name = f"edgert {self._name} {len(self._threads)}"
-                self._threads.append(threading.Thread(target=self._loop, name=name, daemon=True))
-                self._threads[-1].start()
+            elif len(self._threads) < self._width and not first:
+                self._grow()
         return future
 
     def close(self) -> None:
@@ -111,6 +112,25 @@ class Workers:
                 f"{self._name}: with {waiting} requests before it, an answer would take about {expected_s:.3f} s, and "
                 f"the deadline is in {deadline_s:.3f} s.", "Send fewer, or give more time.", waiting=waiting,
             )  # fmt: skip
+
+    def _grow(self) -> None:
+        """Start one more thread.
+
+        Raises:
+            Overloaded: this process may start no more, and has none.
+        """
+        thread = threading.Thread(
+            target=self._loop, name=f"edgert {self._name} {len(self._threads)}", daemon=True
+        )  # fmt: skip
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if not self._threads:
+                raise Overloaded(
+                    f"{self._name}: {error}.", "Raise the limit of processes (ulimit -u), or end some.", waiting=0
+                ) from error
+            return  # those that there are do it
+        self._threads.append(thread)
 
     def _loop(self) -> None:
         while (task := self._next()) is not None:

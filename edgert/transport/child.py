@@ -83,18 +83,19 @@ class Child:
                 argument = {"fd": other.fileno(), "lifeline": lifeline_read, "service": service, "path": sys.path,
                             "memory_limit_bytes": memory_limit_bytes}  # fmt: skip
                 self._process = _spawned(argument, other.fileno(), lifeline_read)
-            except OSError as error:
+                ours.callback(_abandon, self._process)
+                # A vendor's library may write without end: the last lines are kept, for the message of a crash.
+                assert self._process.stderr is not None
+                self._reader = threading.Thread(
+                    target=_drain, args=(self._process.stderr, self._stderr), name=f"stderr of {self.name}", daemon=True
+                )
+                self._reader.start()
+            except (OSError, RuntimeError) as error:  # the latter where there may be no more threads
                 raise ChildError(
-                    f"{self.name} cannot be started: {error.strerror or error}.",
+                    f"{self.name} cannot be started: {getattr(error, 'strerror', '') or error}.",
                     "Raise the limit (ulimit -n, ulimit -u), or close what is open.",
                 ) from error
             ours.pop_all()
-        # A vendor's library may write without end: the last lines are kept, for the message of a crash.
-        assert self._process.stderr is not None
-        self._reader = threading.Thread(
-            target=_drain, args=(self._process.stderr, self._stderr), name=f"stderr of {self.name}", daemon=True
-        )
-        self._reader.start()
         _lifelines.add(self._lifeline)
         end = partial(_end, self._process, self._reader, self._socket, self._lifeline)
         self._dropped = weakref.finalize(self, forked.mine(end))
@@ -201,6 +202,14 @@ def _spawned(argument: Mapping[str, Any], *inherited: int) -> subprocess.Popen[b
         bufsize=0,  # a buffer has a lock, which the thread that reads holds for ever in a process that is forked
         start_new_session=True,
     )
+
+
+def _abandon(process: subprocess.Popen[bytes]) -> None:
+    """End one that nobody will ever hear."""
+    process.kill()
+    process.wait()
+    if process.stderr is not None:
+        process.stderr.close()
 
 
 _lifelines: set[int] = set()

@@ -223,21 +223,29 @@ class Sender:
         now_s = time.monotonic()
         if self._closed or now_s < self._next_try_s:
             return None
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            made.setblocking(False)
-            made.connect(self._path)
-        except OSError:
-            made.close()
+            self._socket = _connected_to(self._path)
+        except OSError as error:  # nobody is there, or this process may open no more files
+            _log.debug("there is no short way to %s: %s", self._path, error)
             self._next_try_s = now_s + _TRY_AGAIN_S
-            return None
-        self._socket = made
-        return made
+        return self._socket
 
     def _let_go(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def _connected_to(path: str) -> socket.socket:
+    """Raises OSError."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        made.setblocking(False)
+        made.connect(path)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def datagram_of(frames: Sequence[bytes | memoryview]) -> bytes | None:

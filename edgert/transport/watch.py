@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+_log = logging.getLogger(__name__)
 State: TypeAlias = Literal["connecting", "connected", "refused", "lost"]
 _SLICE_S = 0.05
 _SURE = 3
@@ -112,7 +114,10 @@ class Watch:
             if self._broken_off >= _SURE and endpoint.startswith("tcp:"):  # there are no keys elsewhere
                 self._broken_off = 0
                 self._forget()
-                self._knock = _Knock(endpoint)
+                try:
+                    self._knock = _Knock(endpoint)
+                except OSError as error:  # this process may open no more files: the next break is asked about
+                    _log.debug("nothing is known of who takes connections at %s: %s", endpoint, error)
         elif event == zmq.EVENT_DISCONNECTED and self._state == "connected":
             self._state, self._breaks = "lost", self._breaks + 1
 
