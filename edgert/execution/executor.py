@@ -12,6 +12,7 @@ import os
 import random
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -193,12 +194,20 @@ class Executor:
             case Hello():
                 self._greet(message, message.endpoint or peer)
             case Call(_, "about" | "host"):
-                threading.Thread(target=self._serve_guest, args=(message, peer), daemon=True).start()
+                self._host(message, peer)
             case Call(request, "release", facts):
                 self._release([str(name) for name in facts["segments"]])
                 self._mail.send(str(facts["reply"]) or peer, Answer(request))
             case _:
                 self._mail.odd(message)
+
+    def _host(self, call: Call, peer: str) -> None:
+        """Try something for a planner elsewhere, in a thread of its own."""
+        try:
+            threading.Thread(target=self._serve_guest, args=(call, peer), daemon=True).start()
+        except RuntimeError as error:  # there may be no more
+            refusal = Overloaded(f"{self.name}: {error}.", "Ask again later.", waiting=0)
+            self._mail.send(peer, Answer(call.request, error=errors.to_json(refusal)))
 
     def _serve_guest(self, call: Call, peer: str) -> None:
         """In a thread of its own: a planner elsewhere tries something."""
@@ -396,7 +405,11 @@ class Hosted:
 
     def _serve(self) -> None:
         assert self._executor is not None  # it was made before this thread was
-        self._executor.serve()
+        try:
+            self._executor.serve()
+        except Exception:  # noqa: BLE001 - the parent would hear of this end by silence alone, and never why
+            traceback.print_exc()
+            os._exit(1)
         os._exit(0)  # drained: the main thread waits for a parent that has nothing more to say
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from edgert.errors import Closed, EdgertError, Overloaded, PeerUnreachable, SharedMemoryError
-from edgert.tensor import Data, DType, numpy_dtype
+from edgert.tensor import Array, Data, DType, numpy_dtype
 from edgert.transport.keys import Keyring
 from edgert.transport.messages import Carried, Descriptor, Done, Free, Hello, Message, Work
 from edgert.transport.port import Lookout
@@ -126,8 +126,9 @@ class Mail:
                 self._new.discard(endpoint)
             outbox.send(message)
             return True
-        except EdgertError as error:
-            self._note("unsent", f"{type(message).__name__} to {endpoint}: {error.message}")
+        except (EdgertError, MemoryError) as error:
+            words = error.message if isinstance(error, EdgertError) else str(error)
+            self._note("unsent", f"{type(message).__name__} to {endpoint}: {words}")
             if isinstance(error, PeerUnreachable) and endpoint.startswith(_PEER):
                 self._departed.add(endpoint)
                 self.wake()
@@ -299,7 +300,8 @@ def open_values(mail: Mail, values: Mapping[str, Carried], *, copy: bool = False
         copy: whether they outlive their slots. Else call `Mail.check` after use.
 
     Raises:
-        StaleSlot, SharedMemoryError: a slot cannot be read, or was given to somebody else.
+        StaleSlot, SharedMemoryError: a slot cannot be read, or was given to somebody else; or (`shortage`) there is no
+            memory for a copy.
     """
     opened: dict[str, Data] = {}
     for name, value in values.items():
@@ -308,12 +310,21 @@ def open_values(mail: Mail, values: Mapping[str, Carried], *, copy: bool = False
         elif copy:
             array = mail.view(value)
             assert isinstance(array, np.ndarray)
-            opened[name] = array.copy()
+            opened[name] = _copied(name, array)
         else:
             opened[name] = mail.view(value)
     if copy:
         mail.check(values)
     return opened
+
+
+def _copied(name: str, array: Array) -> Array:
+    """Raises as `open_values`."""
+    try:
+        return array.copy()
+    except MemoryError as error:
+        words = f"no memory is left for {name!r} of {array.nbytes} bytes."
+        raise SharedMemoryError(words, "Send fewer requests at a time, or raise the limit.", shortage=True) from error
 
 
 def fresh_endpoint(transport: str) -> str:

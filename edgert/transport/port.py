@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -120,6 +121,10 @@ class Port:
                     self._socket.send(parts[0], zmq.DONTWAIT)
                 else:
                     self._socket.send_multipart(parts, zmq.DONTWAIT, copy=not lend)
+            except zmq.ZMQError as error:
+                if error.errno == errno.ENOMEM:
+                    raise MemoryError(f"no memory is left for a message of {largest} bytes.") from error
+                raise
             finally:
                 # Sending takes note of what arrived meanwhile, and then the descriptor does not wake the receiver.
                 if self._receives and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
@@ -204,6 +209,9 @@ class Port:
             return came
         except (EdgertError, IndexError) as error:
             self._drop(f"what is no message: {error}")
+            return None
+        except MemoryError as error:
+            self._drop(f"a message that there is no memory for: {error}")
             return None
 
     def _drop(self, what: str) -> None:
