@@ -72,8 +72,9 @@ def load(
             a model with free dimensions they also say which sizes matter: each shape bucket among them (see
             `edgert.buckets`) gets a plan of its own, in the budget once for each.
         machine: what to plan for; else what `probe` finds.
-        budget_s: seconds to spend on trying and timing; the check may add up to ten. 0 answers at once with the first
-            target that runs, and goes on in the background: a better one is swapped in when it is found.
+        budget_s: seconds to spend on trying and timing; the check may add up to ten. One run of a target that is tried
+            may take six times that, at least 10 s and at most 60; then it counts as hung. 0 answers at once with the
+            first target that runs, and goes on in the background: a better one is swapped in when it is found.
         cache_dir: where plans are remembered; else EDGERT_CACHE, else the platform's cache folder.
         isolation: 'auto' runs GPUs and NPUs in a process of their own; 'none' runs everything in this one.
         memory_limit_bytes: what this process may hold resident, everything counted. A model that does not fit is cut

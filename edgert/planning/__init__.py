@@ -21,6 +21,7 @@ from edgert.formats import ModelFile
 from edgert.formats.artefacts import Artefact
 from edgert.graph import Graph
 from edgert.machine import Machine
+from edgert.measure import RUN_LIMIT_S
 from edgert.options import is_list
 from edgert.plan import Controls, Plan, Segment, Verification
 from edgert.planning.candidates import LAST_RESORT, Candidates, candidates
@@ -28,9 +29,9 @@ from edgert.planning.choose import Choice, check, fastest, latency_choice, stand
 from edgert.planning.drift import distrust
 from edgert.planning.fallbacks import fallbacks, require_last_resort, unproven
 from edgert.planning.mixed import mixed
-from edgert.planning.reference import Checker, Reference, evaluate, settle
+from edgert.planning.reference import LIMIT_S, Checker, Reference, evaluate, settle
 from edgert.planning.remember import Memory, Wish
-from edgert.planning.trials import Course, Trial, Trials
+from edgert.planning.trials import Course, Trial, Trials, run_limit_s
 from edgert.profile import Row, Timing
 from edgert.samples import controls, digest_of, synthesise
 from edgert.tensor import Data
@@ -104,7 +105,9 @@ def make_plan(assignment: Assignment, cancelled: Callable[[], bool] = lambda: Fa
     steering = plan.controls or _controls(assignment, plan, samples)
     plan = replace(plan, shapes=_measured_shapes(assignment.file.graph, samples), controls=steering)
     assignment.memory.keep_plan(wish, plan)
-    assignment.memory.keep_rows(wish.samples, plan.verification.reference, plan.candidates)
+    # What ran out of a short time is tried again when there is more of it.
+    lasting = [row for row in plan.candidates if course.patient or row.outcome != "timeout"]
+    assignment.memory.keep_rows(wish.samples, plan.verification.reference, lasting)
     return plan
 
 
@@ -180,11 +183,11 @@ def _measured(
         trials = work.run(found.targets, lambda target: say(f"trying {target}"))
         trials += work.run(mixed(course.source, [trial.row for trial in trials]))
         say("waiting for the reference answer")
-        reference = evaluation.result()
-    reference = settle(reference, trials, checker, course.source.precision)
+        evaluated = evaluation.result()
+    reference = settle(evaluated, trials, checker, course.source.precision)
     trials = check(trials, reference, checker)
     if not any(trial.contestant for trial in trials):
-        trials.extend(_last_resort(found, course, work, reference, checker))
+        trials.extend(_last_resort(found, work, reference, checker, evaluated))
     if not any(trial.contestant for trial in trials) and any(trial.prepared for trial in trials):
         return _untried(assignment, trials, found)
     try:
@@ -192,7 +195,7 @@ def _measured(
     except ModelUnsupported:
         if any(trial.row.target.backend == LAST_RESORT for trial in trials):
             raise
-        trials = standing(trials) + _last_resort(found, course, work, reference, checker)
+        trials = standing(trials) + _last_resort(found, work, reference, checker, evaluated)
         rows = fastest(trials, course, say)
     if assignment.wish.objective == "throughput":
         choice = throughput_choice(rows, trials, work, say)
@@ -227,10 +230,12 @@ def _untried(assignment: Assignment, trials: Sequence[Trial], found: Candidates)
 
 
 def _last_resort(
-    found: Candidates, course: Course, work: Trials, reference: Reference, checker: Checker
+    found: Candidates, work: Trials, reference: Reference, checker: Checker, evaluated: Reference
 ) -> list[Trial]:
     """The evaluator itself, when nothing else runs the model or gets it right; the user's own targets= is obeyed."""
     targets = [row.target for row in found.left_out if row.target.backend == LAST_RESORT]
+    if evaluated.late and work.course.run_limit_s <= LIMIT_S:  # it had as long already, for the reference
+        return [Trial(Row(target, "timeout", evaluated.reason)) for target in targets]
     return check(work.run(targets), reference, checker)
 
 
@@ -266,9 +271,15 @@ def _plan(assignment: Assignment, choice: Choice, found: Candidates, reference: 
         candidates=(*choice.rows, *left_out),
         optional_inputs=tuple(sorted(graph.optional_inputs)),
         budget_s=assignment.budget_s,
-        complete=bool(assignment.budget_s) and not any(row.outcome == "untried" for row in choice.rows),
+        complete=_is_complete(choice.rows, assignment.budget_s),
         notes=(*_notes(reference), *_artefact_notes(assignment, winner)),
     )
+
+
+def _is_complete(rows: Sequence[Row], budget_s: float) -> bool:
+    """Whether a larger budget would find no more: everything was tried, and nothing cut short that more time helps."""
+    short = ("untried",) if run_limit_s(budget_s) >= RUN_LIMIT_S else ("untried", "timeout")
+    return bool(budget_s) and not any(row.outcome in short for row in rows)
 
 
 def _notes(reference: Reference) -> tuple[str, ...]:
@@ -311,11 +322,16 @@ def first_plan(assignment: Assignment) -> Plan:
     trials: list[Trial] = []
     with Trials(course) as work:
         instead = mixed(source, [Row(target, "refused") for target in found.targets])
+        hung: set[tuple[str, str]] = set()  # another number of threads would end as little
         for target in (*found.targets, *instead, *resort):
             if not target.device.startswith("cpu") and assignment.wish.targets is None:
                 continue
+            if (target.backend, target.variant) in hung:
+                continue
             trial = work.run([target])[0]
             row = trial.row
+            if row.outcome == "timeout":
+                hung.add((target.backend, target.variant))
             if row.outcome == "ok":
                 others = unproven(row.target, rows, found, source.precision)
                 choice = Choice(

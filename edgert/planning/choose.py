@@ -67,10 +67,10 @@ def fastest(trials: Sequence[Trial], course: Course, say: Callable[[str], None])
     rows = {trial.row.target: trial.row for trial in trials}
     if not runners:
         reasons = "; ".join(f"{row.target}: {row.reason}" for row in rows.values()) or "no backend reads this format"
-        raise ModelUnsupported(
-            f"{course.source.path}: no target on this machine runs this model ({reasons}).",
-            "`edgert probe` shows what would add a backend; `edgert plan MODEL --explain` each target's reason.",
-        )
+        remedy = "`edgert probe` shows what would add a backend; `edgert plan MODEL --explain` each target's reason."
+        if not course.patient and any(row.outcome == "timeout" for row in rows.values()):
+            remedy = f"If the model is that slow, give it a larger budget_s than {course.budget_s:g}; {remedy}"
+        raise ModelUnsupported(f"{course.source.path}: no target on this machine runs this model ({reasons}).", remedy)
     quickest_s = min(contestant.call_s for contestant in runners.values())
     for target, contestant in list(runners.items()):
         if contestant.call_s > _FAR_BEHIND * quickest_s:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from edgert.errors import EdgertError, RunFailed
+from edgert.errors import ChildTimeout, EdgertError, RunFailed
 from edgert.graph import Graph
 from edgert.measure import REMOTES, hold, sample_name
 from edgert.plan import Tolerance
@@ -41,6 +41,8 @@ class Reference:
     """Why this one, or why none."""
     disputed: str = ""
     """As `Verification.disputed`."""
+    late: bool = False
+    """Whether the evaluator was not done when its `LIMIT_S` were over."""
 
 
 class Checker:
@@ -115,7 +117,8 @@ def _evaluate(course: Course) -> Reference:
             answers.append(outputs)
     except EdgertError as error:
         _log.info("evaluator %s gives no reference: %s", name, error.message)
-        return Reference("", reason=f"evaluator {name}: {error.message[:300]}")
+        late = isinstance(error, ChildTimeout)
+        return Reference("", reason=f"evaluator {name}: {error.message[:300]}", late=late)
     finally:
         REMOTES.give_back(remote)
     return Reference(name, tuple(answers))

@@ -21,6 +21,19 @@ from edgert.tensor import Data
 _log = logging.getLogger(__name__)
 _FEWEST_PREPARE_S = 20.0
 """A library's first preparation in a new process includes loading it."""
+_FEWEST_RUN_S = 10.0
+"""A large model's run on a small board, with its first touch of every weight."""
+_RUN_PER_BUDGET = 6.0
+
+
+def run_limit_s(budget_s: float) -> float:
+    """Seconds for one run in a trial; beyond it the target counts as hung.
+
+    A model that never ends costs this much in each library, side by side, so it follows the budget: at the default of
+    10 s it is `RUN_LIMIT_S`, and never more. Without a budget nothing is compared, and the first target that runs is
+    wanted however slow it is.
+    """
+    return min(RUN_LIMIT_S, max(_FEWEST_RUN_S, _RUN_PER_BUDGET * budget_s)) if budget_s else RUN_LIMIT_S
 
 
 @dataclass
@@ -62,6 +75,16 @@ class Course:
     def prepare_limit_s(self) -> float:
         """For one preparation; beyond it the library counts as hung."""
         return max(_FEWEST_PREPARE_S, 3 * self.budget_s)
+
+    @property
+    def run_limit_s(self) -> float:
+        """For one run of a target whose speed is not known yet, as the function of that name says."""
+        return run_limit_s(self.budget_s)
+
+    @property
+    def patient(self) -> bool:
+        """Whether a target that ran out of time would do so with a larger budget too."""
+        return self.run_limit_s >= RUN_LIMIT_S
 
 
 class Trials:
@@ -133,7 +156,7 @@ class Trials:
         try:
             for index in range(len(course.samples)):
                 try:
-                    outputs, run_s = runnable.run_held(f"sample {index}", timeout_s=RUN_LIMIT_S)
+                    outputs, run_s = runnable.run_held(f"sample {index}", timeout_s=course.run_limit_s)
                 except RunFailed as error:
                     if not course.may_fail(index):
                         raise
@@ -142,7 +165,7 @@ class Trials:
                 answers.append(outputs)
                 seconds.append(run_s)
             if min(seconds) < 1.0:  # the first run warms caches and allocates: it says little of a fast target
-                seconds.extend(runnable.time("sample 0", 2, at_most_s=1.0, timeout_s=RUN_LIMIT_S))
+                seconds.extend(runnable.time("sample 0", 2, at_most_s=1.0, timeout_s=course.run_limit_s))
         except EdgertError as error:
             row = replace(failed(target, error), ran_on=row.ran_on, prepare_s=row.prepare_s)
             return Trial(row, prepared=isinstance(error, RunFailed))
