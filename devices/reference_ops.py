@@ -136,6 +136,54 @@ def _optional() -> type:
     return Optional
 
 
+def _loop() -> type:
+    from onnx.reference.op_run import OpRun
+
+    class Loop(OpRun):
+        """A condition that is left out is true (the evaluator runs such a loop never), a value of the body goes before
+        one of the same name outside, and what is made in each turn is stacked along an axis of its own.
+        """
+
+        def need_context(self) -> bool:
+            return True
+
+        def _run(
+            self, most: Array | None = None, condition: Array | None = None, *carried: Any,
+            context: dict[str, Any] | None = None, attributes: Any = None, bindings: Any = None, **_: Any,
+        ) -> tuple[Any, ...]:  # fmt: skip
+            body: Any = self.body  # type: ignore[attr-defined]  # set from the node's attribute
+            counter, again, *names = body.input_names
+            turns: list[list[Any]] = []
+            going = condition is None or bool(condition.item())
+            while going and (most is None or len(turns) < most.item()):
+                fed = {**(context or {}), counter: np.array(len(turns), np.int64), again: np.array(going)}
+                fed.update(zip(names, carried, strict=True))
+                keeps_on, *made = self._run_body(fed, attributes=attributes, bindings=bindings)  # type: ignore[attr-defined]
+                going, carried = bool(np.asarray(keeps_on).item()), tuple(made[: len(names)])
+                turns.append(made[len(names) :])
+            if not turns and len(body.output_names) > 1 + len(names):
+                raise NotImplementedError("Loop without a turn that stacks values: nothing tells their shape")
+            return (*carried, *(np.stack(values) for values in zip(*turns, strict=True)))
+
+    return Loop
+
+
+def _scan() -> type:
+    from onnx.reference.ops.op_scan import Scan as Today
+
+    class Scan(Today):
+        """Without what the evaluator takes for something else: batches, as before opset 9, and axes from the end."""
+
+        def __init__(self, node: Any, run_params: dict[str, Any]) -> None:
+            super().__init__(node, run_params)  # type: ignore[no-untyped-call]  # onnx states no types
+            if len(node.input) != len(self.input_names):
+                raise NotImplementedError("Scan before opset 9")
+            if any(any(_stated(node, each, [])) for each in ("scan_input_axes", "scan_output_axes")):
+                raise NotImplementedError("Scan along other axes than the first")
+
+    return Scan
+
+
 def _recurrent(name: str, activations: tuple[str, ...]) -> Callable[[], type]:
     """LSTM, GRU or RNN without what the evaluator ignores: sequence lengths, clipping, other activations, ..."""
 
@@ -219,6 +267,8 @@ _FIXES: tuple[tuple[int, Callable[[], type]], ...] = (  # for models of an opset
     (NEWEST, _optional),
     (NEWEST, _string_normalizer),
     (NEWEST, _zip_map),
+    (NEWEST, _loop),
+    (NEWEST, _scan),
     (NEWEST, _recurrent("LSTM", ("Sigmoid", "Tanh", "Tanh"))),
     (NEWEST, _recurrent("GRU", ("Sigmoid", "Tanh"))),
     (NEWEST, _recurrent("RNN", ())),

@@ -109,6 +109,75 @@ def test_a_softmax_of_an_older_opset_inside_a_branch_is_right_too(tmp_path):
     np.testing.assert_allclose(answers("reference", proto, tmp_path, feed)["y"], expected, rtol=1e-5)
 
 
+def loop(shape, condition):
+    """Adds the turn's number to x up to n times, as long as the sum stays below a limit, and stacks what x was."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Cast", ["turn"], ["step"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["before", "step"], ["after"]),
+            helper.make_node("ReduceMax", ["after"], ["most"], keepdims=0),
+            helper.make_node("Less", ["most", "limit"], ["on"]),
+            helper.make_node("Identity", ["before"], ["seen"]),
+        ],
+        "body",
+        [info("turn", TensorProto.INT64, ()), info("given", TensorProto.BOOL, ()), info("before", shape=shape)],
+        [info("on", TensorProto.BOOL, ()), info("after", shape=shape), info("seen", shape=shape)],
+    )
+    start = ["go"] if condition else []
+    node = helper.make_node("Loop", ["n", "go" if condition else "", "x"], ["last", "all"], body=body)
+    inputs = [info("n", TensorProto.INT64, ()), info("x", shape=shape), info("limit", shape=())]
+    inputs += [info(name, TensorProto.BOOL, ()) for name in start]
+    return model([node], inputs, [info("last", shape=shape), info("all", shape=(None, *shape))],
+                 ir_version=8, opset=17)  # fmt: skip
+
+
+@pytest.mark.parametrize("condition", [True, False], ids=["condition", "without"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=str)
+@pytest.mark.parametrize("limit", [1e9, 6.0])
+def test_a_loop_makes_the_turns_that_it_says_and_stacks_what_it_made(shape, condition, limit, tmp_path):
+    feed = {"n": np.array(5), "x": np.ones(shape, np.float32), "limit": np.array(limit, np.float32)}
+    if condition:
+        feed["go"] = np.array(True)
+    proto = loop(shape, condition)
+    expected = answers("onnxruntime", proto, tmp_path, feed)
+    got = answers("reference", proto, tmp_path, feed)
+    assert len(expected["all"]) == (5 if limit > 100 else 4)
+    for name in expected:
+        np.testing.assert_array_equal(got[name], expected[name])
+
+
+def test_a_loop_that_is_told_not_to_begin_hands_on_what_it_was_given(tmp_path):
+    proto = loop((3,), True)
+    feed = {"n": np.array(5), "x": np.float32([1, 2, 3]), "limit": np.float32(9), "go": np.array(False)}
+    proto.graph.output.pop()  # nothing tells the shape of what no turn made
+    proto.graph.node[0].output[1] = ""
+    proto.graph.node[0].attribute[0].g.output.pop()
+    assert answers("reference", proto, tmp_path, feed)["last"].tolist() == [1, 2, 3]
+
+
+def running_sum(opset, inputs, **attributes):
+    body = helper.make_graph(
+        [helper.make_node("Add", ["sum", "each"], ["next"]), helper.make_node("Add", ["next", "other"], ["made"])],
+        "body",
+        [info("sum", shape=(2,)), info("each", shape=(2,)), info("other", shape=(2,))],
+        [info("next", shape=(2,)), info("made", shape=(2,))],
+    )
+    node = helper.make_node("Scan", inputs, ["last", "all"], body=body, num_scan_inputs=2, **attributes)
+    shapes = {"s": (2,), "a": (2, 2), "b": (2, 2)}
+    return model([node], [info(name, shape=shape) for name, shape in shapes.items()],
+                 [info("last", shape=None), info("all", shape=None)], ir_version=7, opset=opset)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("proto", "reason"),
+    [(running_sum(17, ["s", "a", "b"], scan_input_axes=[-1, 0]), "other axes"),
+     (running_sum(8, ["", "s", "a", "b"]), "opset 9")],
+)  # fmt: skip
+def test_a_scan_that_the_evaluator_would_take_for_another_is_refused(proto, reason, tmp_path):
+    with pytest.raises(PrepareRefused, match=reason):
+        prepared("reference", source(proto, tmp_path))
+
+
 def test_a_division_by_zero_is_an_infinity_and_no_warning(tmp_path):
     proto, feed = one_node("Div", 14, [np.float32([1, -1, 0]), np.float32([0, 0, 0])])
     got = answers("reference", proto, tmp_path, feed)["o0"]
