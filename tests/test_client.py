@@ -266,7 +266,8 @@ def test_a_killed_daemon_ends_what_it_had_and_is_found_again(own: Daemon) -> Non
     with edgert.connect(own.endpoint, timeout_s=60) as client:
         before = client.run("digits", X)["probabilities"]
         assert own.process is not None
-        os.kill(own.process.pid, signal.SIGSTOP)  # it holds the request for good
+        os.kill(own.process.pid, signal.SIGSTOP)  # it holds the request for good, once all its threads have stopped
+        os.waitid(os.P_PID, own.process.pid, os.WSTOPPED | os.WNOWAIT)
         waiting = client.submit("digits", X)
         own.end(signal.SIGKILL)
         with pytest.raises(PeerUnreachable, match="went away"):

@@ -105,6 +105,7 @@ def test_a_hang_with_the_interpreter_lock_held_ends_in_a_kill(child):
 def test_a_child_that_reads_no_more_is_killed_in_time(child):
     child.call("pid")
     os.kill(child.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)  # the signal takes its time
     with pytest.raises(ChildTimeout):
         child.call("echo", {}, {"x": np.zeros(20_000_000, np.uint8)}, timeout_s=0.3)
     assert not child.alive
