@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from edgert.partitioner.indexed import Indexed
+from edgert.partitioner.intervals import sums_of_runs
 from edgert.partitioner.quotient import fits_quotient
 
 __all__ = ["pieces_bound"]
@@ -66,9 +67,9 @@ def _cut(indexed: Indexed, path: Sequence[int], workers: Sequence[int]) -> float
     hosts = [t for t, host in enumerate(indexed.host) if host]
     hosted = np.array([min(indexed.costs[b][t] + indexed.launch[t] for t in hosts) for b in path])
     work = [min(indexed.costs[b][t] for t in workers) for b in path]
-    run = _sums(work) + min(indexed.launch[t] for t in workers)
+    run = sums_of_runs(work) + min(indexed.launch[t] for t in workers)
     room = max(indexed.capacity[indexed.device_of[t]] for t in workers)
-    run[_sums([indexed.memory[b] for b in path]) > room] = math.inf
+    run[sums_of_runs([indexed.memory[b] for b in path]) > room] = math.inf
     run += _crossing(indexed, path)
     joined = np.array([False, *(indexed.item_of[a] == indexed.item_of[b] for a, b in itertools.pairwise(path)), False])
     run[joined, :] = run[:, joined] = math.inf
@@ -84,14 +85,6 @@ def _cut(indexed: Indexed, path: Sequence[int], workers: Sequence[int]) -> float
     return best
 
 
-def _sums(numbers: Sequence[float]) -> Matrix:
-    """[i, j] = sum of numbers[i:j]; infinite where one of them is."""
-    finite = np.array([0.0 if math.isinf(x) else x for x in numbers])
-    total = np.concatenate([[0.0], np.cumsum(finite)])
-    bad = np.concatenate([[0], np.cumsum([math.isinf(x) for x in numbers])])
-    return np.where(bad[None, :] > bad[:, None], math.inf, total[None, :] - total[:, None])
-
-
 def _crossing(indexed: Indexed, path: Sequence[int]) -> Matrix:
     """[i, j] = least time of the distinct values that the run [i, j) of the path reads from the path's other blocks or
     makes for them.
@@ -99,19 +92,22 @@ def _crossing(indexed: Indexed, path: Sequence[int]) -> Matrix:
     at = {block: position for position, block in enumerate(path)}
     # Each value adds rectangles of (i, j) cells; their corners are summed up at the end.
     corners = np.zeros((len(path) + 2, len(path) + 2))
+    total = 0.0
     for wire in indexed.wires:
         home = at.get(wire.source)
         readers = sorted(at[sink] for sink in wire.sinks if sink in at)
         time = min((time for row in wire.times for time in row if time > 0), default=0.0)
         if home is None or not readers or not time:
             continue
+        total += (1 + len(readers)) * time
         before = home
         for reader in readers:  # read: the run begins behind the source, this is its first reader
             _add(corners, (before + 1, reader + 1), (reader + 1, len(path) + 1), time)
             before = reader
         _add(corners, (0, home + 1), (home + 1, readers[-1] + 1), time)  # made: it ends before the last reader
     table: Matrix = corners.cumsum(axis=0).cumsum(axis=1)[: len(path) + 1, : len(path) + 1]
-    return np.maximum(table * (1 - 1e-12), 0.0)
+    # What was added and taken off again leaves a rest, which must not count.
+    return np.maximum(table - 1e-12 * total, 0.0)
 
 
 def _add(corners: Matrix, i: tuple[int, int], j: tuple[int, int], time: float) -> None:

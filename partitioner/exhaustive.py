@@ -112,16 +112,15 @@ class _Search:
             if not self._first_of_twins(t):
                 continue
             d = indexed.device_of[t]
-            load = indexed.item_costs[item][t] * _share(indexed, t)
+            held, load = self.held[d], self.loads[d]  # kept: taking off again what is large leaves a rest of it
             self.assignment[item] = t
             self.used[t] += 1
             self.held[d] += indexed.item_memory[item]
-            self.loads[d] += load
+            self.loads[d] += indexed.item_costs[item][t] * _share(indexed, t)
             if self._promising(item, t, d):
                 self._place(item + 1)
             self.used[t] -= 1
-            self.held[d] -= indexed.item_memory[item]
-            self.loads[d] -= load
+            self.held[d], self.loads[d] = held, load
             self.assignment[item] = -1
 
     def _first_of_twins(self, target: int) -> bool:

@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 TICKS = 1 << 27
 """Ticks in the cost of the start: rounding down loses less than 1e-8 of it a block."""
+_MOST_UNITS = 1 << 40
+"""Memory of a device, in the programme's own unit: sums over thousands of blocks stay whole."""
 _WORKERS = 2
 _SEED = 1
 _CLOSING_S = 0.3
@@ -54,6 +56,14 @@ def available() -> bool:
 def lead_s() -> float:
     """Seconds before a programme can be stated: OR-Tools is loaded once in a process."""
     return 0.0 if "ortools.sat.python.cp_model" in sys.modules else _LOADING_S
+
+
+def _unit(sizes: Sequence[float], capacity: float) -> float:
+    """Memory that a programme counts as 1: a byte where that is exact, else a small part of the capacity, since sizes
+    are rounded down.
+    """
+    whole = capacity <= _MOST_UNITS and all(size.is_integer() for size in sizes)
+    return 1.0 if whole else max(capacity / _MOST_UNITS, sys.float_info.min)
 
 
 class Programme:
@@ -92,14 +102,15 @@ class Programme:
         indexed = self.indexed
         for d, capacity in enumerate(indexed.capacity):
             if math.isfinite(capacity) and math.fsum(indexed.item_memory) > capacity:
-                unit = max(1.0, capacity / 2**40)
+                unit = _unit(indexed.item_memory, capacity)
+                most = math.floor(capacity / unit)
                 held = [
-                    math.floor(min(indexed.item_memory[i], 2.0 * capacity) / unit) * var
+                    math.floor(min(indexed.item_memory[i] / unit, 2.0 * most + 1.0)) * var
                     for i, found in enumerate(self.chosen)
                     for t, var in found.items()
                     if indexed.device_of[t] == d
                 ]
-                self.model.add(sum(held) <= math.floor(capacity / unit))
+                self.model.add(sum(held) <= most)
 
     def used_targets(self, start: Sequence[int]) -> list[Any]:
         """[target] -> at least 1 if any item is on it."""

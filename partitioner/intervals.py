@@ -18,7 +18,7 @@ import numpy as np
 
 from edgert.partitioner.indexed import Indexed
 
-__all__ = ["item_graph", "item_orders", "place_intervals", "random_orders"]
+__all__ = ["item_graph", "item_orders", "place_intervals", "random_orders", "sums_of_runs"]
 
 Matrix: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
@@ -282,12 +282,12 @@ def _line(indexed: Indexed, order: Sequence[int], classes: Sequence[int]) -> _Li
     chunks = tuple(tuple(order[i : i + size]) for i in range(0, len(order), size))
     count = len(chunks)
     chunk_of = {item: number for number, chunk in enumerate(chunks) for item in chunk}
-    memory = _runs([sum(indexed.item_memory[i] for i in chunk) for chunk in chunks])
+    memory = sums_of_runs([sum(indexed.item_memory[i] for i in chunk) for chunk in chunks])
     crossing = _crossings(indexed, [chunk_of[item] for item in indexed.item_of], count)
     upper = np.tri(count + 1, k=0, dtype=bool)
     tables = []
     for target in classes:
-        table = _runs([sum(indexed.item_costs[i][target] for i in chunk) for chunk in chunks])
+        table = sums_of_runs([sum(indexed.item_costs[i][target] for i in chunk) for chunk in chunks])
         if not indexed.host[target]:
             table = table + indexed.launch[target] + crossing
         elif indexed.problem.objective == "latency":
@@ -298,12 +298,13 @@ def _line(indexed: Indexed, order: Sequence[int], classes: Sequence[int]) -> _Li
     return _Line(chunks, tuple(tables))
 
 
-def _runs(numbers: Sequence[float]) -> Matrix:
-    """[i, j] = sum of numbers[i:j], infinite where one of them is."""
-    finite = np.array([0.0 if math.isinf(x) else x for x in numbers])
-    total = np.concatenate([[0.0], np.cumsum(finite)])
-    bad = np.concatenate([[0], np.cumsum([math.isinf(x) for x in numbers])])
-    table: Matrix = np.where(bad[None, :] - bad[:, None] > 0, math.inf, total[None, :] - total[:, None])
+def sums_of_runs(numbers: Sequence[float]) -> Matrix:
+    """[i, j] = sum of numbers[i:j], 0 where there are none; each added up from its own i, so that a large number spoils
+    no sum that it is not part of.
+    """
+    count = len(numbers)
+    table = np.zeros((count + 1, count + 1))
+    table[:-1, 1:] = np.triu(np.broadcast_to(np.array(numbers, dtype=float), (count, count))).cumsum(axis=1)
     return table
 
 

@@ -14,6 +14,8 @@ from edgert.partitioner.indexed import Indexed, index
 from edgert.partitioner.problem import BlockSpec, DeviceSpec, Flow, Problem, TargetSpec
 
 COSTS = st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0])
+WIDE = st.sampled_from([0.0, 1e-6, 0.7, 1.3, 5.0, 1e15])
+"""Some so large that nobody takes them, as files have it that mean 'never'."""
 
 
 @st.composite
@@ -26,29 +28,30 @@ def edges(draw: st.DrawFn, count: int) -> list[tuple[int, int]]:
 
 
 @st.composite
-def file_problems(draw: st.DrawFn, most_nodes: int = 9) -> dict[str, Any]:
-    """Problems in the format of the placement files, with 1 or 2 accelerators."""
+def file_problems(draw: st.DrawFn, most_nodes: int = 9, costs: st.SearchStrategy[float] = COSTS) -> dict[str, Any]:
+    """Problems in the format of the placement files, with 1 to 3 accelerators; sizes whole, huge or parts of 1."""
     count = draw(st.integers(1, most_nodes))
     accelerators = draw(st.integers(1, 2 if count > 6 else 3))
+    unit = draw(st.sampled_from([1, 0.125, 2**40]))
     nodes = []
     for node in range(count):
         row = {
             "id": node,
-            "cpuLatency": draw(COSTS),
-            "fpgaLatency": draw(COSTS),
-            "size": draw(st.integers(0, 4)),
+            "cpuLatency": draw(costs),
+            "fpgaLatency": draw(costs),
+            "size": unit * draw(st.integers(0, 4)),
             "supportedOnFpga": draw(st.sampled_from([1, 1, 1, 0])),
         }
         if draw(st.booleans()):
             row["colorClass"] = draw(st.integers(0, count))
         nodes.append(row)
-    moved = [draw(COSTS) for _ in range(count)]
+    moved = [draw(costs) for _ in range(count)]
     return {
         "nodes": nodes,
         "edges": [{"sourceId": a, "destId": b, "cost": moved[a]} for a, b in draw(edges(count))],
         "maxFPGAs": accelerators,
         "maxCPUs": 1,
-        "maxSizePerFPGA": draw(st.integers(2, 4 * count)),
+        "maxSizePerFPGA": unit * draw(st.integers(2, 4 * count)),
     }
 
 

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from edgert.partitioner.bounds import pieces_bound
 from edgert.partitioner.exhaustive import lower_bound
 from edgert.partitioner.files import problem_from_json
 from edgert.partitioner.indexed import index
 from edgert.partitioner.solve import solve
-from tests.partitioner.problems import file_problems, machine_problems, optimum
+from tests.partitioner.problems import WIDE, file_problems, machine_problems, optimum
 
 slow = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 
+_NEVER = [(1e15, 0.75), (0.2, 0.7), (0.8, 0.75), (0.75, 1e15)]
+_SENTINELS = {
+    "nodes": [{"id": n, "cpuLatency": cpu, "fpgaLatency": acc, "size": 1} for n, (cpu, acc) in enumerate(_NEVER)],
+    "edges": [{"sourceId": n, "destId": n + 1, "cost": cost} for n, cost in enumerate((1e15, 0.7, 0.75))],
+    "maxFPGAs": 1,
+    "maxSizePerFPGA": 9,
+}
+
+
 @slow
-@given(file_problems())
+@given(st.one_of(file_problems(), file_problems(costs=WIDE)))
+@example(_SENTINELS)
 def test_no_placement_beats_the_bound_by_pieces(data):
     problem = problem_from_json(data, "latency")
     bound = pieces_bound(index(problem))

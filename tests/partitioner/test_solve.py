@@ -19,6 +19,7 @@ from edgert.partitioner.anneal import anneal
 from edgert.partitioner.chain import is_chain, place_chain, price_chain
 from edgert.partitioner.contract import contract
 from edgert.partitioner.evaluate import cost_of, evaluate
+from edgert.partitioner.exhaustive import search_all
 from edgert.partitioner.files import problem_from_json
 from edgert.partitioner.ideals import fits_ideals, ideals_of, place_ideals
 from edgert.partitioner.indexed import index
@@ -28,7 +29,7 @@ from edgert.partitioner.schedule import solve_schedule
 from edgert.partitioner.search import starts
 from edgert.partitioner.solve import solve
 from edgert.partitioner.timeline import fits_timeline, solve_timeline
-from tests.partitioner.problems import file_cost, file_problems, machine_problems, optimum, optimum_of_all
+from tests.partitioner.problems import WIDE, file_cost, file_problems, machine_problems, optimum, optimum_of_all
 
 EXAMPLES = int(os.environ.get("EDGERT_PARTITIONER_EXAMPLES", "500"))
 MODES = st.sampled_from([("throughput", False), ("throughput", True), ("latency", False)])
@@ -47,6 +48,26 @@ def test_a_problem_file_is_solved_as_well_as_by_trying_everything(data: dict[str
     solution = solve(problem, 30.0)
     assert solution.cost == close(optimum(problem), abs=1e-9)
     assert solution.proved
+
+
+_NEVER = [(0.2, 0.3), (1.1, 0.7), (0.3, 0.7), (0.8, 1e15), (0.8, 1e15)]
+_SENTINELS = {
+    "nodes": [{"id": n, "cpuLatency": cpu, "fpgaLatency": acc, "size": 1} for n, (cpu, acc) in enumerate(_NEVER)],
+    "edges": [],
+    "maxFPGAs": 1,
+    "maxSizePerFPGA": 9,
+}
+
+
+@few
+@given(file_problems(most_nodes=7, costs=WIDE), MODES)
+@example(_SENTINELS, ("throughput", False))
+def test_costs_beyond_all_others_spoil_no_answer(data: dict[str, Any], mode: tuple[Any, bool]) -> None:
+    problem = problem_from_json(data, *mode)
+    best, solution = optimum_of_all(problem), solve(problem, 30.0)
+    assert search_all(index(problem), None, math.inf, lambda: True)[1] == close(best, rel=1e-9)
+    assert solution.cost == close(best, rel=1e-9)
+    assert solution.bound <= best * (1 + 1e-9)
 
 
 @few
