@@ -5,7 +5,9 @@
 A hop is the time from the producer's run returning to the consumer's run starting, in two executors that a pipeline
 started (`bench.hop_executors`): processes with a core each (ipc), or threads (inproc). The producer is an ONNX Runtime
 session that writes fresh numbers each time. Beside it, in the same rounds: the same bytes as a message of plain pyzmq
-(a copy in, a copy out). Sizes and ways take turns, a few hops each, so what slows the machine for a while slows all.
+(a copy in, a copy out), and the smallest hop after a run that wrote as much as the largest does (`SWEPT`), which tells
+what is due to the bytes handed over and what to a run that threw everything else out of the caches. Sizes and ways
+take turns, a few hops each, so what slows the machine for a while slows all.
 
 Asked for: at most 150 us at every size over ipc, the slowest size within 1.5 times the fastest; at most 60 us over
 inproc.
@@ -46,6 +48,7 @@ SIZES = tuple(4096 << (2 * step) for step in range(7))
 LIMITS_US = {"ipc": 150.0, "inproc": 60.0}
 FLAT = 1.5
 PLAIN = "plain pyzmq"
+SWEPT = "ipc, after 16 MB"
 _WARM = 5
 """Rounds that do not count."""
 _AGAIN = 3
@@ -62,7 +65,7 @@ class Hop:
     """One way at one size."""
 
     way: str
-    """'ipc', 'inproc' or 'plain pyzmq'."""
+    """'ipc', 'inproc', `PLAIN` or `SWEPT`."""
     size_bytes: int
     p50_us: float
     p10_us: float
@@ -77,15 +80,18 @@ def measure(rounds: int) -> list[Hop]:
             "ipc": end.enter_context(handed(SIZES, "ipc")),
             "inproc": end.enter_context(handed(SIZES, "inproc")),
             PLAIN: end.enter_context(_plainly()),
+            SWEPT: end.enter_context(handed(SIZES[:1], "ipc", swept=SIZES[-1])),
         }
-        taken: dict[tuple[str, int], list[float]] = {(way, size): [] for way in ways for size in SIZES}
+        taken: dict[tuple[str, int], list[float]] = {
+            (way, size): [] for way in ways for size in SIZES if way != SWEPT or size == SIZES[0]
+        }
         gc.disable()  # a collection in the middle of a hop would be charged to it
         try:
             for number in range(rounds + _WARM):
-                for size in SIZES:
-                    for way, hand in ways.items():
-                        hand(size, number)  # a stream: what ran before this size is not its affair
-                        taken[way, size] += [hand(size, number + again) for again in range(_AGAIN)]
+                for (way, size), times in sorted(taken.items(), key=lambda each: each[0][1]):
+                    hand = ways[way]
+                    hand(size, number)  # a stream: what ran before this size is not its affair
+                    times += [hand(size, number + again) for again in range(_AGAIN)]
         finally:
             gc.enable()
     return [_summary(way, size, times[_WARM * _AGAIN :]) for (way, size), times in taken.items()]
@@ -192,13 +198,17 @@ def show(hops: Sequence[Hop], as_json: bool) -> None:
     sys.stdout.write(f"{'p50 (p10..p90), us':>20}" + "".join(f"{way:>24}" for way in ways) + "\n")
     for size in SIZES:
         row = {hop.way: hop for hop in hops if hop.size_bytes == size}
-        cells = (f"{row[way].p50_us:.0f} ({row[way].p10_us:.0f}..{row[way].p90_us:.0f})" for way in ways)
+        cells = (_cell(row[way]) if way in row else "" for way in ways)
         sys.stdout.write(f"{size // 1024:>17} KB" + "".join(f"{cell:>24}" for cell in cells) + "\n")
     for way, limit_us in LIMITS_US.items():
         worst = max(hop.p50_us for hop in hops if hop.way == way)
         sys.stdout.write(
             f"{way}: worst {worst:.0f} us (at most {limit_us:.0f}), flat within {flatness(hops, way):.2f}\n"
         )
+
+
+def _cell(hop: Hop) -> str:
+    return f"{hop.p50_us:.0f} ({hop.p10_us:.0f}..{hop.p90_us:.0f})"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -73,12 +73,13 @@ SERVICE = "bench.hop_executors:StampingHosted"
 
 
 @contextmanager
-def handed(sizes: Sequence[int], transport: Transport) -> Iterator[Callable[[int, int], float]]:
+def handed(sizes: Sequence[int], transport: Transport, swept: int = 0) -> Iterator[Callable[[int, int], float]]:
     """What hands a value of some size, made from some number, from one executor to the other: seconds of the hop.
 
     Args:
         sizes: bytes of the value.
         transport: ipc: two processes; inproc: two threads.
+        swept: bytes that the producer's run writes, and reads again, beside the value.
     """
     with ExitStack() as end:
         folder = Path(end.enter_context(tempfile.TemporaryDirectory()))
@@ -86,7 +87,7 @@ def handed(sizes: Sequence[int], transport: Transport) -> Iterator[Callable[[int
         end.enter_context(mock.patch.object(launcher, "Executor", Stamping))
         fleet = Fleet(Limits(), transport, SERVICE)
         end.callback(fleet.close)
-        pipelines = {size: _pipeline(folder, size, fleet) for size in sizes}
+        pipelines = {size: _pipeline(folder, size, fleet, swept) for size in sizes}
         for pipeline in pipelines.values():
             end.callback(pipeline.close)
         spans = _Spans(folder)
@@ -129,26 +130,40 @@ class _Spans:
         yield from _RECORD.iter_unpack(records)
 
 
-def _pipeline(folder: Path, size: int, fleet: Fleet) -> StagedPipeline:
-    """Two segments with a core each: `size` bytes of x, and their largest, which is x again."""
+def _pipeline(folder: Path, size: int, fleet: Fleet, swept: int) -> StagedPipeline:
+    """Two segments with a core each: `size` bytes of x, and their largest, which is x again.
+
+    With `swept`, x comes to them by way of the largest of so many bytes of it.
+    """
     path = folder / f"{size}.onnx"
-    shape = [1, size // 4]
-    zero = helper.make_node("ConstantOfShape", ["shape"], ["zero"], name="zeros")
-    fill = helper.make_node("Add", ["zero", "x"], ["v"], name="fill")
+    shape, wide = [1, size // 4], [1, swept // 4]
+    of_one = [
+        helper.make_node("ConstantOfShape", ["shape"], ["zero"], name="zeros"),
+        helper.make_node("Add", ["zero", "x"], ["v"], name="fill"),
+    ]
+    of_many = [
+        helper.make_node("ConstantOfShape", ["wide"], ["zero"], name="zeros"),
+        helper.make_node("Add", ["zero", "x"], ["w"], name="sweep"),
+        helper.make_node("ReduceMax", ["w"], ["m"], name="most", keepdims=1),
+        helper.make_node("Expand", ["m", "shape"], ["v"], name="fill"),
+    ]
+    first = of_many if swept else of_one
     largest = helper.make_node("ReduceMax", ["v"], ["y"], name="largest", keepdims=1)
     infos = {
         name: helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
-        for name, sizes in (("x", [1, 1]), ("v", shape), ("y", [1, 1]))
+        for name, sizes in (("x", [1, 1]), ("v", shape), ("y", [1, 1]), ("w", wide), ("m", [1, 1]))
     }
     graph = helper.make_graph(
-        [zero, fill, largest], "hop", [infos["x"]], [infos["y"]],
-        [helper.make_tensor("shape", TensorProto.INT64, [2], shape)], value_info=[infos["v"]],
+        [*first, largest], "hop", [infos["x"]], [infos["y"]],
+        [helper.make_tensor("shape", TensorProto.INT64, [2], shape),
+         *([helper.make_tensor("wide", TensorProto.INT64, [2], wide)] if swept else [])],
+        value_info=[infos[name] for node in first for name in node.output if name in infos],
     )  # fmt: skip
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
     file = open_model(path)
     read, machine = file.graph, glance()
     segments = (
-        Segment(_TARGET, ("zeros", "fill"), ("x",), ("v",), 1e-3),
+        Segment(_TARGET, tuple(node.name for node in first), ("x",), ("v",), 1e-3),
         Segment(_TARGET, ("largest",), ("v",), ("y",), 1e-3),
     )
     cores = sorted(os.sched_getaffinity(0))

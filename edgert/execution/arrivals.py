@@ -49,9 +49,13 @@ class Arrivals:
         self._early: dict[int, list[Work]] = {}
         self._gathering: OrderedDict[tuple[int, str], _Gathering] = OrderedDict()
         self._cancelled: OrderedDict[int, int] = OrderedDict()
+        self._ahead: OrderedDict[tuple[int, int, str], bool] = OrderedDict()
+        """What was taken ahead of its message."""
 
     def take(self, work: Work) -> Job | None:
         """Keep what came; the request when nothing is missing any more."""
+        if self._ahead and self._ahead.pop(_key(work), False):
+            return None  # `take_ahead` gave it
         if work.route not in self._routes:
             if work.route in self._over:
                 self._mail.discard(work)
@@ -70,12 +74,26 @@ class Arrivals:
             return Job(work, leg, work.values, homes)
         return self._gather(work, leg, homes)
 
+    def take_ahead(self, work: Work) -> Job | None:
+        """The request of a message that will come, when it needs no other one; what comes is then passed over."""
+        if not self._is_plain(work):
+            return None
+        job = self.take(work)
+        self._ahead[_key(work)] = True
+        if len(self._ahead) > _REMEMBERED:
+            self._ahead.popitem(last=False)  # whoever was to send it died
+        return job
+
     def rehearse(self, work: Work) -> None:
         """Take once more what was taken before and can be without changing anything."""
+        if self._is_plain(work):
+            self.take(work)
+
+    def _is_plain(self, work: Work) -> bool:
+        """Whether to take it changes nothing here: a route that is known, with no other inputs, and not called off."""
         leg = self._routes.get(work.route, {}).get(work.segment)
         whole = leg is not None and all(name in work.values for name in leg.inputs)
-        if whole and self._cancelled.get(work.request, -1) < work.attempt:
-            self.take(work)
+        return whole and self._cancelled.get(work.request, -1) < work.attempt and _key(work) not in self._ahead
 
     def set_route(self, route: int, legs: tuple[Leg, ...], peer: str) -> list[Job]:
         """Learn a route, or (no legs) forget it.
@@ -142,6 +160,10 @@ class Arrivals:
             return None
         del self._gathering[key]
         return Job(work, leg, parts.values, tuple(parts.homes))
+
+
+def _key(work: Work) -> tuple[int, int, str]:
+    return work.request, work.attempt, work.segment
 
 
 def _readers(legs: Mapping[str, Leg]) -> set[str]:

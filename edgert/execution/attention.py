@@ -9,34 +9,49 @@ a fifth of the time at most (half a millisecond where that is more), and not at 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections import deque
 
 _LEAST_S, _MOST_S, _SHARE = 500e-6, 2e-3, 0.2
 """It may watch for this share of the time that it waits for a request, or the first where that is more; never longer
 than the second."""
 _MARGIN_S = 50e-6
-"""Before and after the time in which most work came."""
-_NEW = 0.25
-"""Share of the newest time in the mean."""
+"""Before the time in which most work came."""
+_RECENT = 16
+"""Times that count."""
 _REMEMBERED = 1024
 """Segments whose times are kept."""
 _UNLIKELY_S = 1.0
 """A hint after which nothing came for so long was one of work that went elsewhere."""
 
 
-@dataclass(slots=True)
 class _Gap:
     """From the hint to the work."""
 
-    mean_s: float
-    deviation_s: float
-    """Mean distance from the mean."""
+    def __init__(self) -> None:
+        self._recent_s: deque[float] = deque(maxlen=_RECENT)
+        self._window: tuple[float, float] | None = None
+        self._is_new = False
 
     def saw(self, gap_s: float) -> None:
-        # One that was held up by something else must not spoil the guess for many to come.
-        gap_s = min(gap_s, self.mean_s + 4 * max(self.deviation_s, _MARGIN_S))
-        self.deviation_s += (abs(gap_s - self.mean_s) - self.deviation_s) * _NEW
-        self.mean_s += (gap_s - self.mean_s) * _NEW
+        """One more."""
+        self._recent_s.append(gap_s)
+        self._is_new = True
+
+    def window(self) -> tuple[float, float] | None:
+        """When to watch, seconds after the hint; None where no window that is short enough holds most work.
+
+        Not the mean and what is around it: a few that something else held up would spoil both for many to come.
+        """
+        if self._is_new:  # found only now: `saw` is called when work has come and waits
+            self._is_new = False
+            times = sorted(self._recent_s)
+            most_s = max(_LEAST_S, min(_MOST_S, _SHARE * times[len(times) // 2]))
+            ends = [bisect_right(times, first + most_s - _MARGIN_S) for first in times]
+            held, start = max((end - start, -start) for start, end in enumerate(ends))
+            begin_s = times[-start] - _MARGIN_S
+            self._window = (begin_s, begin_s + most_s) if 2 * held > len(times) else None
+        return self._window
 
 
 class Attention:
@@ -62,12 +77,11 @@ class Attention:
         if gap_s > _UNLIKELY_S:
             return
         gap = self._gaps.get(segment)
-        if gap is not None:
-            gap.saw(gap_s)
-        else:
-            self._gaps[segment] = _Gap(gap_s, gap_s / 4)
+        if gap is None:
+            gap = self._gaps[segment] = _Gap()
             if len(self._gaps) > _REMEMBERED:
                 self._gaps.pop(next(iter(self._gaps)))
+        gap.saw(gap_s)
 
     def knows(self, segment: str) -> bool:
         """Whether work for a segment has been foretold, and came."""
@@ -82,10 +96,7 @@ class Attention:
         now_s = time.monotonic()
         for segment, hinted_s in self._hinted.items():
             gap = self._gaps.get(segment)
-            if gap is not None:
-                most_s = max(_LEAST_S, min(_MOST_S, _SHARE * gap.mean_s))
-                around_s = min(most_s / 2, 2 * gap.deviation_s + _MARGIN_S)
-                middle_s = hinted_s + gap.mean_s
-                if gap.deviation_s < most_s and now_s < middle_s + around_s:
-                    return segment, middle_s - around_s, middle_s + around_s
+            window = None if gap is None else gap.window()
+            if window is not None and now_s < hinted_s + window[1]:
+                return segment, hinted_s + window[0], hinted_s + window[1]
         return None

@@ -30,10 +30,12 @@ from edgert.execution.guests import Guests
 from edgert.execution.mail import Mail, open_values
 from edgert.execution.outgoing import Outgoing
 from edgert.execution.preparer import PreparedSegment, Preparer
+from edgert.execution.promises import Promises
 from edgert.machine import Device, Reach, device_from_json
 from edgert.tensor import Data
 from edgert.transport import notify
 from edgert.transport.messages import (
+    Ahead,
     Answer,
     Bye,
     Call,
@@ -58,6 +60,8 @@ from edgert.transport.port import Lookout
 _log = logging.getLogger(__name__)
 _LEAST_BEAT_S, _MOST_BEAT_S = 0.01, 10.0
 """Heartbeats are sent no more and no less often, whatever a caller asks for."""
+_LONG_S = 250e-6
+"""A run of which the next executor is told all before it ends."""
 _NEW = 0.1
 """Share of the newest run in a segment's mean time."""
 
@@ -80,6 +84,7 @@ class Executor:
         self._segments: dict[str, PreparedSegment] = {}
         self._arrivals = Arrivals(mail)
         self._attention = Attention()
+        self._promises = Promises(mail, self._arrivals)
         self._preparer = Preparer(device, mail.wake)
         self._waiting: FairQueue[Job] = FairQueue()
         self._callers: dict[str, Hello] = {}
@@ -140,7 +145,12 @@ class Executor:
 
     def _take_next(self, wait_s: float | None) -> bool:
         """Whether a message came within that time; None: wait until one comes or somebody calls `wake`."""
-        received = self._mail.receive(wait_s, self._lookout() if wait_s is None else None)
+        expected = self._attention.next() if wait_s is None else None
+        received = self._mail.receive(wait_s, None if expected is None else self._lookout(*expected))
+        if received is None and expected is not None and (job := self._promises.kept(expected[0])) is not None:
+            self._attention.came(expected[0])
+            self._queue(job)
+            return True
         for reply, answer, segment in self._preparer.results():
             if segment is not None and isinstance(answer, Prepared):
                 self._hold(answer.segment, segment, reply)
@@ -159,10 +169,13 @@ class Executor:
         match message:
             case Work():
                 self._attention.came(message.segment)
+                self._promises.came(message)
                 if (job := self._arrivals.take(message)) is not None:
                     self._queue(job)
             case Soon(_, segment):
                 self._attention.foretold(segment)
+            case Ahead():
+                self._promises.heard(message)
             case Free():
                 self._mail.freed(message)
             case Cancel(request, attempt):
@@ -245,13 +258,16 @@ class Executor:
             if segment is None:
                 raise RunFailed(f"{self.name}: segment {work.segment} was released.", "Load the model again.")
             self._running = (Running(work.request, work.attempt, work.segment, 0.0), now_s)
-            self._outgoing.begin(job)
+            # Where requests queue up, or a run is over before its reader has taken it in, it would be in the way.
+            ahead = not self._waiting and segment.mean_s >= _LONG_S
+            self._outgoing.begin(job, segment.source.outputs, ahead=ahead)
             self._foretell(job)
             inputs = open_values(self._mail, job.values)
             self._check_inputs(segment, inputs)
             outputs = self._outputs(segment, job.leg, inputs)
             self._mail.check(job.values)
-            check_values(f"{segment.target} in {self.name}", outputs, segment.source.outputs, sizes=False)
+            if not self._outgoing.is_sound(outputs):
+                check_values(f"{segment.target} in {self.name}", outputs, segment.source.outputs, sizes=False)
         except EdgertError as error:
             self._fail(job, error)
             return
@@ -276,10 +292,9 @@ class Executor:
 
         return runnable.run_into(inputs, self._outgoing.place)
 
-    def _lookout(self) -> Lookout | None:
-        """When to be awake for what was foretold, and what to do first."""
-        expected = self._attention.next()
-        return None if expected is None else Lookout(*expected[1:], partial(self._rehearse, expected[0]))
+    def _lookout(self, segment: str, begin_s: float, end_s: float) -> Lookout:
+        """When to be awake for what was foretold, and what to do and to look for."""
+        return Lookout(begin_s, end_s, partial(self._rehearse, segment), partial(self._promises.is_kept, segment))
 
     def _rehearse(self, name: str) -> None:
         """Do for the last request once more what will be done for the next one, up to its run: then its code and data
@@ -337,6 +352,7 @@ class Executor:
     def _release(self, names: list[str]) -> None:
         for name in names:
             self._latest.pop(name, None)
+            self._promises.forget(name)
             segment = self._segments.pop(name, None)
             if segment is not None:
                 with suppress(EdgertError):  # it is gone, which is what was wanted

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -152,6 +152,10 @@ class Mail:
     def post(self, endpoint: str, draft: Draft) -> bool:
         """Send what was written in advance; else as `send`."""
         return draft.sent() or self.send(endpoint, draft.message)
+
+    def watch(self, message: Work) -> Callable[[], bool]:
+        """What tells whether the slots of a message are published; see `shm.Reader.watch`, which it raises as."""
+        return self._reader.watch(value for value in message.values.values() if isinstance(value, Descriptor))
 
     def rehearse(self, message: Work) -> dict[str, Data]:
         """Read a message that came before once more, as `receive` and `view` would read one like it, whatever its slots

@@ -4,15 +4,19 @@ next executors in messages that were written before the run began.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 
+from edgert.errors import Garbage
 from edgert.execution.arrivals import Job
+from edgert.execution.checks import check_values
 from edgert.execution.mail import Mail
+from edgert.graph import Value
 from edgert.tensor import Array, Data, DType, numpy_dtype
-from edgert.transport.messages import Done, Message, Work
-from edgert.transport.shm import Slot
+from edgert.transport.messages import Descriptor, Done, Message, Work
+from edgert.transport.shm import ORDERED, Slot
 from edgert.transport.sockets import Draft
 
 
@@ -28,10 +32,20 @@ class Outgoing:
         self._slots: dict[str, Slot] = {}
         self._drafts: dict[int, Draft] = {}
         """Send of the leg -> its message, where all its values have slots."""
+        self._declared: Sequence[Value] = ()
+        self._sound: set[str] = set()
+        """Values whose slots are as they were declared."""
+        self._ahead = False
 
-    def begin(self, job: Job) -> None:
-        """The next run is this one's."""
-        self._job = job
+    def begin(self, job: Job, declared: Sequence[Value] = (), *, ahead: bool = False) -> None:
+        """The next run is this one's.
+
+        Args:
+            job: which.
+            declared: what it must give.
+            ahead: show the readers its messages before the run, so that they see by themselves when it is over.
+        """
+        self._job, self._declared, self._ahead = job, declared, ahead and ORDERED
 
     def place(self, name: str, dtype: DType, shape: tuple[int, ...]) -> Array:
         """See `edgert.devices.backend.Place`."""
@@ -42,20 +56,37 @@ class Outgoing:
         if slot is None:
             return np.empty(shape, numpy_dtype(dtype))
         self._slots[name] = slot
+        self._hold_against(name, slot.array)
         self._draft(self._job, name)
         return slot.array
+
+    def _hold_against(self, name: str, array: Array) -> None:
+        """Look before the run at what need not be looked at after it."""
+        self._sound.discard(name)
+        with suppress(Garbage):  # is told after the run, if it gives that
+            check_values("", {name: array}, [value for value in self._declared if value.name == name], sizes=False)
+            self._sound.add(name)
+
+    def is_sound(self, outputs: Mapping[str, Data]) -> bool:
+        """Whether a run gave what was declared, in slots that were seen before it to be of that type and shape; where
+        not, `checks` tells.
+        """
+        return all(
+            value.name in self._sound and outputs.get(value.name) is self._slots[value.name].array
+            for value in self._declared
+        )
 
     def hand_on(self, job: Job, outputs: Mapping[str, Data], run_s: float) -> None:
         """Send every reader what it reads."""
         work = job.work
-        published = {
-            name: slot.publish(_readers(job, name))
-            for name, slot in self._slots.items()
-            if outputs[name] is slot.array
-        }  # fmt: skip
+        published: dict[str, Descriptor] = {}
+        if job is self._job:  # else what was promised for another one would come true
+            for name, slot in self._slots.items():
+                if outputs[name] is slot.array:
+                    published[name] = slot.publish(_readers(job, name))
         for index, send in enumerate(job.leg.sends):
             draft = self._drafts.get(index)
-            if draft is not None and job is self._job and all(name in published for name in send.values):
+            if draft is not None and all(name in published for name in send.values):
                 self._mail.post(send.endpoint, draft)
                 continue
             home, values = self._mail.place(send.endpoint, {name: outputs[name] for name in send.values}, published)
@@ -74,6 +105,7 @@ class Outgoing:
             slot.drop()
         self._slots.clear()
         self._drafts.clear()
+        self._sound.clear()
 
     def _draft(self, job: Job, name: str) -> None:
         """Write the messages for which this value was the last to get a slot. After the run, which has thrown this code
@@ -89,6 +121,8 @@ class Outgoing:
                 draft = self._mail.draft(send.endpoint, message)
                 if draft is not None:
                     self._drafts[index] = draft
+                    if self._ahead:
+                        draft.announce()
 
 
 def _readers(job: Job, name: str) -> list[str]:

@@ -47,6 +47,11 @@ _RELEASE_BYTES = 32
 _U64 = 1 << 64
 _INTEGERS = {int}
 _WORK = 7
+AHEAD = 18
+KIND = struct.Struct("<H")
+KIND_AT = _START.size
+"""Where the kind stands in the first frame."""
+_IN_SLOTS: Mapping[int, type[say.Work] | type[say.Ahead]] = {_WORK: say.Work, AHEAD: say.Ahead}
 _to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _from_json = json.JSONDecoder().decode
 Frames: TypeAlias = "list[bytes | memoryview]"
@@ -107,12 +112,12 @@ def unpack(frames: Sequence[bytes | memoryview], now_s: float | None = None) -> 
                 raise WireError(f"message has {left_s} s left.")
         generations = struct.unpack_from(f"<{slots}Q", first, _ENVELOPE.size)
         body = bytes(first[_ENVELOPE.size + 8 * slots :])
-        known = _known_work(body, slots) if number == _WORK and slots and not count else None
+        known = _known_work(body, slots) if number in _IN_SLOTS and slots and not count else None
         if known is not None:
             route, segment, home, places = known
             at = zip(places, generations, strict=True)
             values = {name: Descriptor(*where, generation, *what) for (name, where, what), generation in at}
-            return say.Work(request, attempt, deadline_s, route, segment, values, home)
+            return _IN_SLOTS[number](request, attempt, deadline_s, route, segment, values, home)
         content = _from_json(str(body, "utf-8"))
         if type(content) is not list:
             raise WireError("message body is no list.")
@@ -370,6 +375,11 @@ _KINDS: Sequence[tuple[int, type, Callable[[Any, _Parts], list[Any]], Callable[.
      lambda e, facts, values, error: say.Answer(
          e.request, _facts(facts), _carried(values, e), None if error is None else _facts(error))),
     (17, say.Soon, _plain("route", "segment"), lambda _, route, segment: say.Soon(_count(route), _text(segment))),
+    (AHEAD, say.Ahead,
+     lambda m, a: [m.route, m.segment, m.home, _carry(m.values, a)],
+     lambda e, route, segment, home, values: say.Ahead(
+         e.request, e.attempt, e.deadline_s, _count(route), _text(segment),
+         {name: _descriptor(fields, e) for name, fields in values.items()}, _text(home))),
 )  # fmt: skip
 _WRITERS = {kind: (number, write) for number, kind, write, _ in _KINDS}
 _READERS = {number: read for number, _, _, read in _KINDS}

@@ -78,6 +78,10 @@ class Mapping:
         """Whether its owner gave it back."""
         return self.view[:8] == _RETIRED
 
+    def counter(self, offset: int) -> int:
+        """The generation in the header at `offset`, which `generation` found to be one."""
+        return int(_GENERATION.unpack_from(self.view, offset + _GENERATION_AT)[0])
+
     def generation(self, descriptor: Descriptor, count: int) -> int:
         """What the slot's header says; 0 when there is no such slot any more.
 

@@ -7,6 +7,7 @@
 | Route | caller -> executor | where each segment's outputs go, once for many requests |
 | Work, Done, Failed | caller -> executor -> executor -> caller | run a segment; the outputs; what went wrong |
 | Soon | executor -> executor | a `Work` will come, since the run that makes its values began |
+| Ahead | executor -> executor | that `Work` itself, whose slots are being written |
 | Free | reader -> owner | slots that were read and may be used again |
 | Heartbeat | executor -> caller | alive, what runs since when, what waits |
 | Cancel, Drain, Bye | either way | stop one request; take no more; gone |
@@ -188,6 +189,23 @@ class Soon:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """A `Work` before its time: its values are being computed into these slots. Its reader may begin as soon as it sees
+    them published; the `Work` itself follows, and is then the same one. A hint, which may be lost or never come true.
+    """
+
+    request: int
+    attempt: int
+    deadline_s: float | None
+    """These and the following as in `Work`."""
+    route: int
+    segment: str
+    values: Mapping[str, Descriptor]
+    """As the slots will be when they are published."""
+    home: str
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """Outputs for the caller."""
 
@@ -302,8 +320,8 @@ class Speaks:
 
 
 Message: TypeAlias = (
-    Hello | Welcome | Prepare | Prepared | Refused | Route | Work | Soon | Done | Failed | Free | Heartbeat | Cancel
-    | Drain | Bye | Call | Answer | Speaks
+    Hello | Welcome | Prepare | Prepared | Refused | Route | Work | Soon | Ahead | Done | Failed | Free | Heartbeat
+    | Cancel | Drain | Bye | Call | Answer | Speaks
 )  # fmt: skip
 
 

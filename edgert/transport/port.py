@@ -43,6 +43,8 @@ class Lookout(NamedTuple):
     end_s: float
     first: Callable[[], None]
     """Called when it begins."""
+    seen: Callable[[], bool]
+    """Whether there is something to do that no message tells of; ends the wait."""
 
 
 Came: TypeAlias = "list[zmq.Frame] | bytes | Message"
@@ -166,25 +168,31 @@ class Port:
                 return None
 
     def _wait(self, limit_ms: float | None, lookout: Lookout | None) -> bool:
-        """Until there may be something; whether it was a `wake`."""
+        """Until there may be something; whether it was a `wake`, or what the lookout saw."""
         queue = self._short if isinstance(self._short, direct.Queue) else None
         if queue is not None and not queue.awaits():
             return False
         ready = self._watched(lookout) if lookout is not None and queue is None else []
+        if ready is None:
+            return True
         if not ready:
             ready = self._poll.poll(limit_ms)
         if queue is not None:
             queue.awaited = False
         return any(fd == self._bell.fd for fd, _ in ready) and WAKE in self._bell.heard()
 
-    def _watched(self, lookout: Lookout) -> list[tuple[int, int]]:
-        """What is ready, found out without sleeping in that time; nothing when there is nothing."""
+    def _watched(self, lookout: Lookout) -> list[tuple[int, int]] | None:
+        """What is ready, found out without sleeping in that time; nothing when there is nothing; None when the lookout
+        saw something.
+        """
         before_s = lookout.begin_s - time.monotonic() - _WAKING_S
         if before_s > _WAKING_S and (ready := self._slept(before_s)):
             return ready
         lookout.first()
         now_s = time.monotonic()
         while now_s < lookout.end_s:
+            if lookout.seen():
+                return None
             if ready := self._poll.poll(0):
                 return ready
             os.sched_yield()  # whoever has something to do on this core goes first

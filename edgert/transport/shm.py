@@ -24,11 +24,12 @@ from __future__ import annotations
 import functools
 import math
 import os
+import platform
 import secrets
 import threading
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,6 +43,9 @@ _SMALLEST = 4096
 _FILE_BYTES = 1 << 20
 """Small slots share a memory file of about this size, so that many of them need few file descriptors."""
 _MOST_SLOTS = 64
+ORDERED = platform.machine().lower() in {"x86_64", "amd64"}
+"""Whether who sees a slot's generation also sees what was written before it. Elsewhere only a system call in between,
+as sending a message is one, makes sure of that."""
 Ref = tuple[int, int, int, int]
 """`Descriptor.slot`: pool, file descriptor, offset, generation."""
 
@@ -329,6 +333,22 @@ class Reader:
         mapping.generation(descriptor, math.prod(descriptor.shape) * kind.itemsize)
         array: Array = np.ndarray(descriptor.shape, kind, mapping.view, descriptor.offset + HEADER_BYTES)
         return array
+
+    def watch(self, descriptors: Iterable[Descriptor]) -> Callable[[], bool]:
+        """What tells whether slots are published by now, each of them, without a message that says so.
+
+        Of use only where memory is `ORDERED`. Raises as `view`, but for the generation and the checksum.
+        """
+        places: list[tuple[Mapping, int, int]] = []
+        for it in descriptors:
+            mapping = self._mapping(it)
+            mapping.generation(it, math.prod(it.shape) * _dtype(it.dtype).itemsize)
+            places.append((mapping, it.offset, it.generation))
+
+        def published() -> bool:
+            return all(mapping.counter(offset) == generation for mapping, offset, generation in places)
+
+        return published
 
     def check(self, *descriptors: Descriptor) -> None:
         """Call when what was viewed has been used, before the outcome is.

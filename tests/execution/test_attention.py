@@ -52,7 +52,7 @@ def test_it_watches_around_the_moment_at_which_work_came_before(at, gap_s):
     name, begin_s, end_s = attentive.next()
     assert name == "b"
     assert begin_s < 1100.0 + gap_s < end_s
-    assert end_s - begin_s <= max(501e-6, min(2e-3, gap_s / 5))
+    assert end_s - begin_s <= max(500e-6, min(2e-3, gap_s / 5)) + 1e-9
 
 
 def test_it_does_not_watch_where_the_moment_cannot_be_told(at):

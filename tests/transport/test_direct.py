@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgert.errors import EndpointError, PeerUnreachable, WireError
-from edgert.transport import direct
+from edgert.transport import direct, port
 from edgert.transport.messages import Call, Cancel, Descriptor, Done, Free, Soon, Work
 from edgert.transport.port import Lookout
 from edgert.transport.sockets import Inbox, Outbox
+from tests.conftest import no_more_files
 
 
 def soon():
@@ -196,7 +197,7 @@ def test_whoever_looks_out_finds_what_comes_then_and_later(folder, late):
     outbox = Outbox(inbox.endpoint)
     begun = threading.Event()
     now_s = time.monotonic()
-    lookout = Lookout(now_s + 0.02, now_s + (0.03 if late else 30), begun.set)
+    lookout = Lookout(now_s + 0.02, now_s + (0.03 if late else 30), begun.set, lambda: False)
     got = []
     waiting = threading.Thread(target=lambda: got.append(inbox.receive(soon(), lookout=lookout)))
     waiting.start()
@@ -207,6 +208,28 @@ def test_whoever_looks_out_finds_what_comes_then_and_later(folder, late):
     waiting.join()
     assert got[0].message == work(1)
     outbox.close()
+    inbox.close()
+
+
+def test_whoever_looks_out_for_what_no_message_tells_stops_when_it_is_there(folder, monkeypatch):
+    monkeypatch.setattr(port, "_WANTED_S", 1e9)
+    inbox = Inbox(f"ipc://{folder}/socket")
+    there = threading.Event()
+    asked = threading.Event()
+
+    def seen():
+        asked.set()
+        return there.is_set()
+
+    now_s = time.monotonic()
+    lookout = Lookout(now_s, now_s + 30, lambda: None, seen)
+    got = []
+    waiting = threading.Thread(target=lambda: got.append(inbox.receive(None, lookout=lookout)))
+    waiting.start()
+    assert asked.wait(30)
+    there.set()
+    waiting.join(30)
+    assert got == [None]
     inbox.close()
 
 
@@ -272,3 +295,18 @@ def test_any_bytes_are_frames_or_an_error(datagram):
     except WireError:
         return
     assert sum(map(len, parts)) + 2 * len(parts) + 2 == len(datagram)
+
+
+def test_without_files_for_it_messages_arrive_the_long_way(folder):
+    inbox = Inbox(f"ipc://{folder}/socket")
+    outbox = Outbox(inbox.endpoint)
+    outbox.ready(soon())
+    with no_more_files():
+        outbox.send(work(1))
+        received = inbox.receive(soon())
+    assert (received.message, bool(received.peer)) == (work(1), True)
+    while received.peer:  # until the short way is tried again
+        outbox.send(work(2))
+        received = inbox.receive(soon())
+    outbox.close()
+    inbox.close()

@@ -50,6 +50,7 @@ ANY = st.one_of(
     st.builds(say.Refused, u64, text, facts),
     st.builds(say.Route, u64, st.lists(legs, max_size=2).map(tuple)),
     st.builds(say.Work, u64, u32, deadline, u64, text, values, text),
+    st.builds(say.Ahead, u64, u32, deadline, u64, text, st.dictionaries(text, descriptors, max_size=3), text),
     st.builds(say.Done, u64, u32, text, values, text, facts),
     st.builds(say.Failed, u64, u32, text, facts),
     st.builds(say.Free, text, st.lists(st.tuples(u64, u64, u64, u64), max_size=3).map(tuple)),
