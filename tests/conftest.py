@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -114,6 +116,23 @@ def known_models():
     if not folder:
         pytest.skip("EDGERT_MODELS is not set")
     return Path(folder)
+
+
+@contextlib.contextmanager
+def no_more_files():
+    """This process may open none; those that are open stay so."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    held = [os.open(os.devnull, os.O_RDONLY)]
+    while held[-1] < highest:  # fill the gaps below
+        held.append(os.open(os.devnull, os.O_RDONLY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in held:
+            os.close(descriptor)
 
 
 def open_descriptors():

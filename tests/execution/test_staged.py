@@ -82,7 +82,7 @@ def pid_of(pipeline, device="gpu:0"):
     return next(member.pid for member in pipeline._fleet._members.values() if member.place.device == device)
 
 
-UNHURRIED = Limits(fewest_hang_s=60.0, lapse_s=60.0)
+UNHURRIED = Limits(heartbeat_s=10.0, fewest_hang_s=60.0, lapse_s=60.0)
 """For an executor that a test stops for a while."""
 
 
@@ -91,6 +91,7 @@ def stopped(pipeline):
     """Its executor does not run meanwhile, so that what is submitted waits, however long that takes here."""
     pid = pid_of(pipeline)
     os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)  # the signal takes its time
     try:
         yield
     finally:
