@@ -189,7 +189,8 @@ class Member:
         if silent_s > 3 * self.limits.heartbeat_s and self.pid and _is_stopped(self.pid):
             return "stopped", f"process {self.pid} was stopped (SIGSTOP or a debugger)"
         if silent_s > self.lapse_s():
-            return "stopped", f"nothing was heard of process {self.pid} for {silent_s:.2f} s"
+            whom = f"process {self.pid}" if self.pid else "it"  # of another host only its endpoint is known
+            return "stopped", f"nothing was heard of {whom} for {silent_s:.2f} s"
         return None
 
 

@@ -41,6 +41,8 @@ FLUSH_S = 2.0
 _GRACE_S = 0.2
 """For what clients sent before they heard that this stops: it is still read, and put off."""
 _MOST_HELD = 256
+_MOST_LOGGED = 100
+"""Messages that are no calls; they are counted beyond that, since who sends them may send many."""
 _MOST_PEERS = 4096
 """Clients that are told when this stops: those that asked last."""
 _QUEUE = 64
@@ -78,6 +80,8 @@ class Front:
         self._peers: dict[bytes, None] = {}
         """Who asked, longest ago first."""
         self._leaving = False
+        self._strange = 0
+        """Messages that were none of a client's."""
 
     def start(self) -> None:
         """Read. What asks for a model that is not there waits for `release`, so that a restart is a pause."""
@@ -130,7 +134,9 @@ class Front:
 
     def _take(self, who: bytes, message: object) -> None:
         if not isinstance(message, Call):
-            _log.warning("a %s came, which is no call", type(message).__name__)
+            self._strange += 1
+            if self._strange <= _MOST_LOGGED:
+                _log.warning("a %s came, which is no call", type(message).__name__)
             return
         try:
             handle = _METHODS.get(message.method)
@@ -179,7 +185,7 @@ class Front:
         self._send(who, Answer(call.request, facts))
 
     def _tell(self, who: bytes, call: Call) -> None:
-        dropped = {"malformed": self._inbox.dropped, "keys_refused": self._inbox.refused}
+        dropped = {"malformed": self._inbox.dropped + self._strange, "keys_refused": self._inbox.refused}
         self._send(who, Answer(call.request, {**self._status(), **dropped}))
 
     def _send(self, who: bytes, message: Answer | Bye) -> None:
