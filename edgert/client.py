@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 import threading
 import time
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgert import options
-from edgert.errors import EdgertError, InputError, OptionError, WireError
+from edgert.errors import EdgertError, EndpointError, InputError, OptionError, WireError
 from edgert.execution.fair import checked_priority
 from edgert.feed import Feeder
 from edgert.graph import Value
@@ -40,14 +42,33 @@ SYSTEM_ENDPOINT = "ipc:///run/edgert/edgert.sock"
 
 
 def default_endpoint() -> str:
-    """EDGERT_ENDPOINT; else the system's daemon where there is one; else that of this user."""
+    """EDGERT_ENDPOINT; else the system's daemon where there is one; else that of this user.
+
+    Raises:
+        EndpointError: this user's would be in a folder of somebody else's, who may listen there in its place.
+    """
     chosen = os.environ.get("EDGERT_ENDPOINT")
     if chosen:
         return chosen
     if Path(SYSTEM_ENDPOINT.removeprefix("ipc://")).exists():
         return SYSTEM_ENDPOINT
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/edgert-{os.getuid()}"
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or _own_folder(f"/tmp/edgert-{os.getuid()}")
     return f"ipc://{runtime}/edgert/edgert.sock"
+
+
+def _own_folder(path: str) -> str:
+    """The path of a folder that is this user's alone. It is made if it is not there, so that nobody else can."""
+    with suppress(OSError):  # it is there, or there is no place for it and nobody to be found
+        os.mkdir(path, 0o700)
+    with suppress(FileNotFoundError):
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise EndpointError(
+                f"{path} is not a folder of this user alone: user {found.st_uid}, mode {stat.filemode(found.st_mode)}.",
+                "Have it removed, or choose an endpoint: set EDGERT_ENDPOINT or XDG_RUNTIME_DIR.",
+                endpoint=f"ipc://{path}/edgert/edgert.sock",
+            )
+    return path
 
 
 def connect(endpoint: str | None = None, *, timeout_s: float = 10.0, key: str | None = None) -> Client:

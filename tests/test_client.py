@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import edgert
+from edgert.client import _own_folder
 from edgert.data import path as data
 from edgert.errors import (
     Closed,
@@ -248,6 +249,27 @@ def test_an_answer_that_is_no_result_is_told(tmp_path: Path) -> None:
 def test_what_is_no_endpoint_is_told(endpoint: str) -> None:
     with pytest.raises(EndpointError):
         edgert.connect(endpoint)
+
+
+@pytest.mark.parametrize("squat", ["another user's", "a link", "open to others", "free"])
+def test_nobody_can_listen_in_the_place_of_this_users_daemon(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, squat: str
+) -> None:
+    """Where there is no XDG_RUNTIME_DIR the endpoint is in /tmp, where everybody may make folders."""
+    user = os.getuid() if squat != "another user's" else os.getuid() + 1
+    place = tmp_path / f"edgert-{user}"
+    if squat == "a link":
+        place.symlink_to(tmp_path)
+    elif squat != "free":
+        place.mkdir()
+        place.chmod(0o777 if squat == "open to others" else 0o755)
+    monkeypatch.setattr("os.getuid", lambda: user)
+    if squat != "free":
+        with pytest.raises(EndpointError, match="not a folder of this user alone"):
+            _own_folder(str(place))
+        return
+    assert _own_folder(str(place)) == str(place)
+    assert place.stat().st_mode & 0o777 == 0o700
 
 
 def test_tcp_is_not_used_without_keys() -> None:

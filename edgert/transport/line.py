@@ -34,6 +34,11 @@ _TICK_S = 0.1
 """How often the connection is looked at while somebody waits."""
 _TICK_UNSENT_S = 0.02
 """The same while calls wait for a connection."""
+_REMEDIES = (
+    "Is the daemon running, and may this user use its socket? See `systemctl status edgert` and `ls -l`.",
+    "See that it runs there, that the address is right, and that no firewall is between.",
+)
+"""Where nobody answers: on this box, and on another."""
 
 
 @dataclass(slots=True)
@@ -240,7 +245,7 @@ class Line:
             return pending.refusal
         return PeerUnreachable(
             f"nobody answers at {self.endpoint} (waited {limit_s:g} s).",
-            "Is the daemon running, and may this user use its socket? See `systemctl status edgert` and `ls -l`.",
+            _REMEDIES[self.endpoint.startswith("tcp:")],
             endpoint=self.endpoint,
         )
 

@@ -112,6 +112,7 @@ def test_a_host_that_is_off_or_does_not_know_us_is_left_out_with_the_reason(here
     (reach,) = [reach for reach in off.reaches if reach.device == "boxb"]
     assert reach.health == "failed"
     assert "nobody answers" in reach.detail
+    assert "firewall" in reach.detail
     box.mend()
     keys[1].remove("boxa")
     strange = far.joined(here, named(box))
