@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgert import formats
-from edgert.devices.onnxruntime import way_of
+from edgert.devices.ortproviders import way_of
 from edgert.errors import ModelUnsupported, NoLastResort, OptionError, PrepareRefused
 from edgert.formats import ModelFile, artefacts, memo
 from edgert.formats.artefacts import ARTEFACT, Artefact

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgert import devices
-from edgert.devices.onnxruntime import PROVIDERS
+from edgert.devices.ortproviders import PROVIDERS
 from edgert.errors import PrepareRefused, RunFailed
 from edgert.machine import Device
 from edgert.profile import Target
