@@ -241,7 +241,7 @@ class Fleet:
                 member.heard_s, member.beat = time.monotonic(), beat
                 for name, (runs, mean_s) in beat.facts.get("segments", {}).items():
                     held = member.held.get(name)
-                    if held is not None:
+                    if held is not None and int(runs) >= held.runs:  # answers may overtake it: then it is older
                         held.runs, held.mean_s = int(runs), float(mean_s)
 
     def _users(self, member: Member) -> list[Customer]:

@@ -17,6 +17,7 @@ from edgert.execution.loop import Loop
 from edgert.execution.mail import Mail, fresh_endpoint
 from edgert.execution.member import Member, Transport, watch
 from edgert.transport.child import Child
+from edgert.transport.endpoints import fresh_ipc
 from edgert.transport.messages import Bye, Message, Speaks, Welcome
 from edgert.transport.sockets import mismatch
 
@@ -63,14 +64,16 @@ class Launcher:
             threading.Thread(target=member.thread.serve, name=str(member.place), daemon=True).start()
             self._greet(member, member.thread.endpoint, 0)
         else:
+            # In a folder of this process, which ends with it: a process that is killed removes nothing.
+            member.listens = fresh_ipc() if self._transport == "ipc" else fresh_endpoint(self._transport)
             process = member.process = Child(self._service, name=str(member.place))
-            self._loop.apart(partial(self._begin, member, generation, process))
+            self._loop.apart(partial(self._begin, member, generation, process, member.listens))
 
-    def _begin(self, member: Member, generation: float, process: Child) -> None:
+    def _begin(self, member: Member, generation: float, process: Child, listens: str) -> None:
         """In a thread of its own: wait until a child listens."""
         try:
             body, _ = process.call(
-                "serve", {"device": asdict(member.device), "endpoint": fresh_endpoint(self._transport)},
+                "serve", {"device": asdict(member.device), "endpoint": listens},
                 timeout_s=self._limits.start_s,
             )  # fmt: skip
         except EdgertError as error:

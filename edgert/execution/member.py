@@ -20,6 +20,7 @@ from edgert.machine import Device
 from edgert.profile import Target
 from edgert.transport.child import Child
 from edgert.transport.direct import WAKE, Bell
+from edgert.transport.endpoints import sweep
 from edgert.transport.messages import Heartbeat
 
 _log = logging.getLogger(__name__)
@@ -125,6 +126,8 @@ class Member:
     excused_s: float = 0.0
     """Before this moment nobody looked (this process, or the whole machine, stood still): what was not heard until
     then, or took long, proves nothing."""
+    listens: str = ""
+    """Where a process of ours was told to; known before it does."""
     unwatch: Callable[[], None] = field(default=lambda: None)
     """Ends the wait for its process's end."""
     beat: Heartbeat | None = None
@@ -206,6 +209,7 @@ def _is_stopped(pid: int) -> bool:
 def kill(member: Member) -> Callable[[], None] | None:
     """SIGKILL it at once, and return what is left to do: reaping and closing, in a thread that may wait."""
     process, member.process = member.process, None
+    listens, member.listens = member.listens, ""
     if member.thread is not None:
         # A thread cannot be killed: one that hangs is left behind, and what it still sends is thrown away.
         member.thread.drain()
@@ -214,7 +218,12 @@ def kill(member: Member) -> Callable[[], None] | None:
         return None
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
-    return process.close
+
+    def rest() -> None:
+        process.close()
+        sweep(listens)
+
+    return rest
 
 
 def watch(pid: int, gone: Callable[[], None], apart: Callable[[Callable[[], None]], None]) -> Callable[[], None]:

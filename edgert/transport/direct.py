@@ -34,6 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from edgert.errors import Closed, WireError
+from edgert.transport.endpoints import SHORT_WAY
 from edgert.transport.messages import Carried, Descriptor, Done, Free, Message, Soon, Work
 
 _log = logging.getLogger(__name__)
@@ -43,7 +44,6 @@ MOST_BYTES = 8192
 """Of a datagram; a `Work` with one value has about 200."""
 FIRST_AT = 4
 """Where the frame begins in a datagram with one."""
-_SUFFIX = ".hot"
 _TRY_AGAIN_S = 1.0
 """Between attempts to find the other end's short way."""
 WAKE, LOOK = b"w", b"l"
@@ -152,7 +152,7 @@ class Receiver:
         Raises:
             OSError: nothing can listen there, as when the path is too long.
         """
-        self._path = Path(f"{path}{_SUFFIX}")
+        self._path = Path(f"{path}{SHORT_WAY}")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         before = os.umask(mask)
@@ -188,7 +188,7 @@ class Sender:
         """Args:
         path: of the inbox's socket.
         """
-        self._path = f"{path}{_SUFFIX}"
+        self._path = f"{path}{SHORT_WAY}"
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._next_try_s = 0.0

@@ -24,6 +24,8 @@ from edgert.transport import forked
 Scheme = Literal["inproc", "ipc", "tcp"]
 _LONGEST_PATH = 107
 """sun_path of unix(7), less its NUL."""
+LOCK, SHORT_WAY = ".lock", ".hot"
+"""Beside an ipc socket: held by who listens there, and the datagram socket of `direct`."""
 _NAMES_BYTES = 60
 """Enough for the names of a process's private folder, of a socket in it, and of that one's lock."""
 
@@ -84,7 +86,7 @@ def held_path(endpoint: Endpoint, *, group: bool = False) -> Iterator[None]:
     import fcntl  # Linux and macOS have it, as they have ipc sockets
 
     _check_private(endpoint, group)
-    lock = endpoint.path.with_name(f"{endpoint.path.name}.lock")
+    lock = endpoint.path.with_name(f"{endpoint.path.name}{LOCK}")
     while True:
         try:
             fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -137,6 +139,24 @@ def private_folder() -> Path:
 
 
 forked.forget(private_folder.cache_clear)
+
+
+def fresh_ipc() -> str:
+    """An ipc endpoint in the folder of this process, for itself or a child of it: no other process ever has that path.
+
+    Raises:
+        EndpointError: no folder can be made.
+    """
+    return f"ipc://{private_folder() / secrets.token_hex(8)}"
+
+
+def sweep(endpoint: str) -> None:
+    """Remove what a killed process left of the ipc endpoint where it listened; harmless for any other."""
+    path = endpoint.removeprefix("ipc://")
+    if path != endpoint:
+        for left in (path, f"{path}{LOCK}", f"{path}{SHORT_WAY}"):
+            with contextlib.suppress(OSError):
+                os.unlink(left)
 
 
 def _owner_lives(folder: Path) -> bool:

@@ -40,7 +40,7 @@ from edgert.errors import (
     VersionMismatch,
 )
 from edgert.transport import contexts, direct, forked, frames, zap
-from edgert.transport.endpoints import Endpoint, held_path, private_folder
+from edgert.transport.endpoints import Endpoint, fresh_ipc, held_path
 from edgert.transport.keys import KeyPair, Keyring, checked
 from edgert.transport.memory import SHORTAGES
 from edgert.transport.messages import Message, Speaks, Work
@@ -117,7 +117,7 @@ class Inbox(Port):
         """
         wanted = Endpoint.parse(endpoint)
         if wanted.scheme == "ipc" and wanted.address == "*":
-            wanted = Endpoint("ipc", str(private_folder() / secrets.token_hex(8)))
+            wanted = Endpoint.parse(fresh_ipc())
         self._gate: zap.Gate | None = None
         with _told(str(wanted)), ExitStack() as start:
             context = contexts.shared()

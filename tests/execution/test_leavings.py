@@ -18,6 +18,7 @@ from edgert.devices.probe import glance
 from edgert.execution.executor import Executor
 from edgert.execution.limits import Limits
 from edgert.execution.mail import Mail
+from edgert.transport.endpoints import private_folder
 from edgert.transport.messages import Bye, Call, Hello, Leg, Prepare, Route, Send, Welcome
 from edgert.transport.sockets import Outbox
 
@@ -141,3 +142,24 @@ def test_an_executor_holds_nothing_of_neighbours_that_died(tmp_path):
         wait_for(lambda: len(os.listdir(f"/proc/{pids['npu:0']}/fd")) <= files[0] + 4)
     finally:
         pipeline.close()
+
+
+def test_a_killed_executor_leaves_no_socket(tmp_path):
+    before = set(os.listdir(private_folder()))
+
+    def left():
+        return {each.partition(".")[0] for each in set(os.listdir(private_folder())) - before}
+
+    pipeline = pipeline_of(write_chain(tmp_path / "chain.onnx", 1), [1e-3], tmp_path, limits=Limits(backoff_s=0.01))
+    try:
+        inputs = {"x": np.ones((1, 64), np.float32)}
+        (member,) = pipeline.members()
+        for _ in range(3):
+            while pipeline.run(inputs).reason:
+                pass
+            sockets = {Path(each.removeprefix("ipc://")).name for each in (member.endpoint, pipeline._fleet.endpoint)}
+            wait_for(lambda own=sockets: left() == own)
+            os.kill(member.pid, signal.SIGKILL)
+    finally:
+        pipeline.close()
+    assert not left()
