@@ -108,6 +108,11 @@ def test_an_interrupt_after_the_command_is_one_line():
     assert err == "error: done.\ninterrupted.\n"
 
 
+def test_the_package_is_a_command_too():
+    done = subprocess.run([sys.executable, "-m", "edgert", "version", "--json"], capture_output=True, check=True)
+    assert b"edgert" in done.stdout
+
+
 def test_a_background_job_of_a_shell_goes_on():
     program = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + AT_IMPORT.replace("NAME", "'typer'")
     assert ended(program, "version") == (0, "")
