@@ -6,7 +6,8 @@ attributes. Each entry says which models it is for. Found by running every op of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,100 @@ def _roi_align() -> type:
             raise NotImplementedError("RoiAlign before opset 16")
 
     return RoiAlign
+
+
+def _lrn() -> type:
+    from onnx.reference.op_run import OpRun
+
+    class LRN(OpRun):
+        """Squares summed over the channels around each one; the evaluator leaves out the channels after the first N."""
+
+        def _run(
+            self, x: Array, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, size: int = 1
+        ) -> tuple[Array]:
+            before, after = (size - 1) // 2, size // 2
+            squares = np.square(x)
+            sums = [squares[:, max(0, c - before) : c + after + 1].sum(axis=1) for c in range(x.shape[1])]
+            return ((x / (bias + alpha / size * np.stack(sums, axis=1)) ** beta).astype(x.dtype),)
+
+    return LRN
+
+
+def _pool(name: str, module: str, today: str, wrong: Callable[[_Window], bool]) -> Callable[[], type]:
+    """Pooling without the windows that the evaluator puts elsewhere, or counts otherwise."""
+
+    def make() -> type:
+        from importlib import import_module
+
+        base: Any = getattr(import_module(f"onnx.reference.ops.{module}"), today)
+        reason = f"{name} with these of auto_pad, ceil_mode, dilations, pads and strides"
+
+        def init(self: Any, node: Any, run_params: dict[str, Any]) -> None:
+            base.__init__(self, node, run_params)
+            self.window = _Window.of(node)
+            if wrong(self.window):
+                raise NotImplementedError(reason)
+
+        def run(self: Any, x: Array, **attributes: Any) -> Any:
+            if name != "MaxPool" and self.window.moved(x.shape[2:]):
+                raise NotImplementedError(reason)
+            return base._run(self, x, **attributes)
+
+        return type(name, (base,), {"__init__": init, "_run": run})
+
+    return make
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """What a pooling node states of its windows, axis by axis; empty where it does not say."""
+
+    placed: str
+    """Its `auto_pad`: NOTSET, SAME_UPPER, SAME_LOWER or VALID."""
+    ceil: bool
+    kernel: Sequence[int]
+    strides: Sequence[int]
+    dilations: Sequence[int]
+    pads: Sequence[int]
+    """Before each axis, then behind each."""
+
+    @classmethod
+    def of(cls, node: Any) -> _Window:
+        return cls(
+            _stated(node, "auto_pad", b"NOTSET").decode(),
+            bool(_stated(node, "ceil_mode", 0)),
+            *(_stated(node, name, []) for name in ("kernel_shape", "strides", "dilations", "pads")),
+        )
+
+    @property
+    def forgotten(self) -> bool:
+        """Beside auto_pad the evaluator looks neither at dilations nor at ceil_mode."""
+        return self.placed != "NOTSET" and (self.ceil or any(each != 1 for each in self.dilations))
+
+    @property
+    def wrong_for_max(self) -> bool:
+        """Besides, ceil_mode adds windows that begin outside, and SAME_LOWER leaves out the last ones."""
+        short = self.placed == "SAME_LOWER" and any(each > 1 for each in self.strides)
+        return self.forgotten or short or (self.ceil and any(self.pads))
+
+    def moved(self, shape: Sequence[int]) -> bool:
+        """Whether the last window lacks two or more: the evaluator puts half of that in front, and all of them move."""
+        if not self.ceil:
+            return False
+        axes = len(shape)
+        kernel, strides, dilations = (
+            each or [1] * axes for each in (self.kernel, self.strides, self.dilations)
+        )  # fmt: skip
+        pads = self.pads or [0] * 2 * axes
+        for axis, size in enumerate(shape):
+            reach = (kernel[axis] - 1) * dilations[axis] + 1
+            padded = size + pads[axis] + pads[axes + axis]
+            last = -(-(padded - reach) // strides[axis])
+            if last * strides[axis] >= size + pads[axis]:  # it would begin behind the input
+                last -= 1
+            if last * strides[axis] + reach - padded > 1:
+                return True
+        return False
 
 
 def _optional() -> type:
@@ -264,6 +359,10 @@ _FIXES: tuple[tuple[int, Callable[[], type]], ...] = (  # for models of an opset
     (16, _roi_align),
     (19, _dequantize_linear),
     (NEWEST, _lp_normalization),
+    (NEWEST, _lrn),
+    (NEWEST, _pool("MaxPool", "op_max_pool", "MaxPool", lambda window: window.wrong_for_max)),
+    (NEWEST, _pool("AveragePool", "op_average_pool", "AveragePool_19", lambda window: window.forgotten)),
+    (NEWEST, _pool("LpPool", "op_lp_pool", "LpPool", lambda window: window.forgotten or window.ceil)),
     (NEWEST, _optional),
     (NEWEST, _string_normalizer),
     (NEWEST, _zip_map),

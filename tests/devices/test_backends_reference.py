@@ -53,6 +53,21 @@ CASES = {
     "DequantizeLinear-13-axis": one_node(
         "DequantizeLinear", 13, [np.ones((2, 4), np.int8), np.abs(floats(4)), np.arange(4, dtype=np.int8)], axis=1
     ),
+    **{f"LRN-{size}": one_node("LRN", 13, [X], size=size, alpha=0.5, beta=0.7, bias=1.5) for size in (1, 3, 5)},
+    **{
+        f"{op}-{opset}-{name}": one_node(op, opset, [floats(2, 3, 7, 10)], kernel_shape=[3, 2], **attributes)
+        for op in ("MaxPool", "AveragePool", "LpPool")
+        for opset in (11, 22)
+        for name, attributes in {
+            "plain": {"pads": [1, 1, 1, 0]},
+            "same": {"auto_pad": "SAME_UPPER", "strides": [2, 3]},
+            **({"ceil": {"ceil_mode": 1, "strides": [2, 2]}} if op != "LpPool" else {}),
+            **({"dilated": {"dilations": [2, 2]}} if op == "MaxPool" or opset == 22 else {}),
+        }.items()
+    },
+    "AveragePool-19-ceil-of-three": one_node(  # of which the last window lacks one
+        "AveragePool", 19, [floats(1, 2, 8, 11)], kernel_shape=[3, 3], strides=[3, 3], ceil_mode=1
+    ),
     "LSTM": recurrent("LSTM", 4),
     "GRU": recurrent("GRU", 3, linear_before_reset=1),
     "RNN": recurrent("RNN", 1),
@@ -71,6 +86,7 @@ def test_it_agrees_with_onnxruntime(case, tmp_path):
 LENGTHS = one_node("LSTM", 14, [floats(5, 2, 3), floats(1, 16, 3), floats(1, 16, 4), None, np.int32([5, 3])], 2,
                    hidden_size=4)  # fmt: skip
 REFUSED = {
+    "AveragePool": one_node("AveragePool", 19, [X], kernel_shape=[3, 3], strides=[5, 5], ceil_mode=1),
     "clip": recurrent("LSTM", 4, clip=0.3),
     "input_forget": recurrent("LSTM", 4, input_forget=1),
     "activations": recurrent("GRU", 3, activations=["HardSigmoid", "Tanh"]),
@@ -79,6 +95,24 @@ REFUSED = {
         "RoiAlign", 10, [X, np.float32([[0, 0, 4, 4]]), np.int64([0])], output_height=2, output_width=2
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [
+        ("MaxPool", {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+        ("MaxPool", {"auto_pad": "SAME_UPPER", "dilations": [2, 2]}),
+        ("MaxPool", {"auto_pad": "VALID", "strides": [2, 2], "ceil_mode": 1}),
+        ("MaxPool", {"pads": [1, 1, 1, 1], "ceil_mode": 1}),  # of GoogLeNet
+        ("AveragePool", {"auto_pad": "VALID", "dilations": [2, 2]}),
+        ("LpPool", {"auto_pad": "SAME_UPPER", "dilations": [2, 2]}),
+        ("LpPool", {"strides": [2, 2], "ceil_mode": 1}),
+    ],
+)
+def test_windows_that_the_evaluator_would_put_elsewhere_are_refused(op, attributes, tmp_path):
+    proto, _ = one_node(op, 22, [X], kernel_shape=[3, 3], **attributes)
+    with pytest.raises(PrepareRefused, match=op):
+        prepared("reference", source(proto, tmp_path))
 
 
 @pytest.mark.parametrize("case", REFUSED)
