@@ -186,7 +186,8 @@ class Dispatcher:
             self._judge(flight, way, outputs, chosen)
             return
         self.admission.answered(flight.sent_s, alone=len(self._flights) <= 1)
-        self._witness.keep(flight.inputs, outputs, primary=way.own)
+        if not flight.fatal:
+            self._witness.keep(flight.inputs, outputs, primary=way.own)
         self._doubt(flight)
         reason = "; ".join(filter(None, (self.ladder.why(way), *flight.reasons)))
         made = Made(outputs, way.targets, reason)
@@ -257,7 +258,8 @@ class Dispatcher:
             # What the plan's own way said is nearer to the cause than what the last resort says.
             self._reject(flight, flight.errors[0][2] if flight.errors else made)
             return
-        self._witness.keep(flight.inputs, made.outputs, primary=False)
+        if not flight.fatal:
+            self._witness.keep(flight.inputs, made.outputs, primary=False)
         self._doubt(flight)
         reason = "; ".join(filter(None, (*(flight.reasons or [self.ladder.why(None)]), made.reason)))
         self._resolve(flight, Made(made.outputs, made.targets, reason))
@@ -338,6 +340,9 @@ class Dispatcher:
         """See `Customer`: run again what it had taken."""
         self.ladder.lost(member, kind, reason)
         for flight in [each for each in self._flights.values() if member in each.chosen]:
+            flight.fatal = True
+            if flight.trial is not None:
+                self._witness.drop()
             self._again(flight, f"{member.place} ({kind}): {reason}")
         self._settle()
 

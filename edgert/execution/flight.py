@@ -115,6 +115,8 @@ class Flight:
     """Why earlier attempts gave no answer."""
     errors: list[tuple[Way, tuple[Member, ...], EdgertError]] = field(default_factory=list)
     """Ways that failed on it while their executors lived, and what they said."""
+    fatal: bool = False
+    """Whether an executor ended, or was given up, while it had this: no other one is tried on it."""
     trial: Member | None = None
     """The member that this is a trial of."""
 

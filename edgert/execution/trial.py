@@ -49,6 +49,11 @@ class Witness:
         self.inputs, self._outputs = self.copies(inputs, outputs)
         self._keeps_sizes = _keeps(outputs, self._declared)
 
+    def drop(self) -> None:
+        """An executor ended over the kept request: keep another one, unless the plan's own way answered this."""
+        if not self._primary:
+            self.inputs = None
+
     @staticmethod
     def copies(
         inputs: Mapping[str, Data], outputs: Mapping[str, Data]

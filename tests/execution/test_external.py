@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -99,6 +100,33 @@ def test_an_executor_started_by_hand_answers_is_lost_and_found_again(executor, l
         for _ in range(10_000):
             made = pipeline.run({"x": inputs})
             assert np.array_equal(made.outputs["y"], 2 * inputs + 1)
+            if made.target == OTHER:
+                break
+        assert made.target == OTHER, pipeline.events()
+    finally:
+        pipeline.close()
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_what_a_stopped_executor_answers_when_it_goes_on_is_thrown_away(executor, line, tmp_path, transport):
+    """It is another's, so it is not killed: it runs what was sent to it as soon as it may."""
+    folder = tmp_path / "sockets"
+    folder.mkdir(mode=0o700)
+    process, endpoint = executor(f"ipc://{folder}/a" if transport == "ipc" else "tcp://127.0.0.1:0")
+    pipeline = pipeline_at(line, endpoint)
+    try:
+        while pipeline.run({"x": np.zeros((1, 4), np.float32)}).target != OTHER:
+            pass
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        futures = [pipeline.submit({"x": np.full((500, 4), mark, np.float32)}, lambda made: made) for mark in range(8)]
+        for mark, future in enumerate(futures):
+            made = future.result(60)
+            assert (made.target, np.all(made.outputs["y"] == 2 * mark + 1)) == (OWN, True)
+        process.send_signal(signal.SIGCONT)
+        for mark in range(10_000):
+            made = pipeline.run({"x": np.full((500, 4), mark, np.float32)})
+            assert np.all(made.outputs["y"] == 2 * mark + 1)
             if made.target == OTHER:
                 break
         assert made.target == OTHER, pipeline.events()

@@ -150,6 +150,18 @@ def test_a_stopped_executor_is_replaced(begin, x, happens):
     assert pid_of(pipeline) != pid
 
 
+def test_a_fallback_that_dies_of_the_same_request_leaves_it_to_the_last_resort(begin, happens):
+    pipeline = begin("dies_on_demand@gpu:0", "dies_on_demand@npu:0", "onnxruntime")
+    happens(pipeline, "ready", count=2)
+    fatal = np.full((1, 4), 666, np.float32)
+    made = pipeline.run({"x": fatal})
+    assert np.array_equal(made.outputs["y"], 2 * fatal + 1)
+    assert made.target == target("onnxruntime")
+    assert made.reason.count("SIGKILL") == 2
+    happens(pipeline, "restored")
+    assert pipeline.run({"x": fatal - 1}).target == target("dies_on_demand@gpu:0")
+
+
 @pytest.mark.parametrize("name", ["wrong_shape", "wrong_dtype", "no_output"])
 def test_what_cannot_be_an_answer_is_never_passed_on(begin, x, name):
     pipeline = begin(f"{name}@gpu:0", "onnxruntime")
