@@ -184,8 +184,7 @@ class Executor:
                 try:
                     self._order(message, peer)
                 except (EdgertError, KeyError, TypeError, ValueError) as error:  # of another version, or of no edgert
-                    _log.warning("%s: a %s makes no sense: %r", self.name, type(message).__name__, error)
-                    self._mail.odd(message)
+                    self._mail.odd(message, f"it makes no sense to {self.name}: {error!r}")
             case Bye():
                 for endpoint in [each for each, hello in self._callers.items() if hello.life == message.life]:
                     self._forget(endpoint)

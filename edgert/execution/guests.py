@@ -69,7 +69,7 @@ class Guests:
         except EdgertError as error:
             return Answer(call.request, error=errors.to_json(error))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            _log.warning("a call that makes no sense: %r", error)
+            _log.debug("a call that makes no sense: %r", error)  # who sent it is told
             refusal = OptionError(f"the call makes no sense: {error!r}.", "Use the same edgert on both ends.")
             return Answer(call.request, error=errors.to_json(refusal))
 

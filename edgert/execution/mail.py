@@ -271,9 +271,9 @@ class Mail:
         if isinstance(message, Work | Done):
             self.release(message.home, message.values)
 
-    def odd(self, message: Message) -> None:
+    def odd(self, message: Message, why: str = "nobody sends it here") -> None:
         """A message that nobody sends here on purpose."""
-        self._note("odd", f"a message of the kind {type(message).__name__}, which nobody sends here, was dropped.")
+        self._note("odd", f"a message of the kind {type(message).__name__} was dropped: {why}.")
 
     def used_bytes(self) -> int:
         """Of shared memory, in slots that are being written or read."""
