@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from edgert.errors import Closed, DeadlineExceeded, Overloaded
+from edgert.errors import Closed, DeadlineExceeded, DeviceLost, Overloaded
 from edgert.execution import precedence
 from edgert.execution.precedence import Precedence
+from edgert.execution.reserve import Reserve
 from edgert.execution.workers import Workers
 
 
@@ -175,3 +176,51 @@ def test_the_lowest_requests_of_a_model_are_not_starved(gate):
         future.result(60)
     assert 5 < order.index("low") < 20
     workers.close()
+
+
+@pytest.fixture
+def no_more_threads(monkeypatch):
+    """Makes the system start none, as at a limit of processes (which the superuser does not have)."""
+
+    def refuse():
+        def start(_thread):
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", start)
+
+    yield refuse
+    monkeypatch.undo()
+
+
+def test_without_a_first_thread_a_request_is_refused_and_nothing_of_it_stays(no_more_threads, monkeypatch):
+    workers = Workers(2, "model")
+    no_more_threads()
+    with pytest.raises(Overloaded, match="can't start new thread"):
+        workers.submit(lambda: 1)
+    monkeypatch.undo()
+    assert workers.submit(lambda: 2).result(60) == 2
+    workers.close()
+
+
+def test_without_more_threads_those_that_there_are_do_it(gate, no_more_threads):
+    workers = Workers(2, "model")
+    first = held(workers, gate)
+    no_more_threads()
+    second = workers.submit(lambda: 2)
+    gate.set()
+    assert (first.result(60), second.result(60)) == (None, 2)
+    workers.close()
+
+
+def test_the_last_resort_answers_without_more_threads(no_more_threads):
+    def refused():
+        raise DeviceLost("no target prepares.", "")
+
+    reserve, outcomes, done = Reserve(refused, "model", 4), [], threading.Event()
+    reserve.hopeless()
+    no_more_threads()
+    for _ in range(3):
+        reserve.run({}, lambda outcome: (outcomes.append(outcome), len(outcomes) == 3 and done.set()), lambda: False)
+    assert done.wait(60)
+    assert {type(outcome) for outcome in outcomes} == {DeviceLost}
+    reserve.close()
