@@ -347,6 +347,13 @@ class Ambles(Genuine):
     late_s = 0.01
 
 
+class Lingers(Genuine):
+    """Takes everything, in four times the time of `Crawls`: long beside what a busy machine adds to a hop."""
+
+    name = "lingers"
+    late_s = 0.02
+
+
 class Trudges(Genuine):
     """Takes everything, slowly enough for any machine to see."""
 
@@ -453,7 +460,7 @@ BY_NAME = {
     for kind in (
         Right, CrashesInPrepare, HangsInPrepare, DiesInRace, HalfDies, Nan, OffByOnePercent, WrongShape, WrongDtype,
         NoOutput, WantsTooMuch, EatsMemory, Killed, Slow, Refuses, Throws, Fickle, Picky, Fussy, DiesOnDemand, Lonely,
-        Marks, Waits, Genuine, Crawls, Ambles, Swift, Blunt, Trudges, Rowwise, Plods, Drags, Bends, Treacherous,
-        Blind,
+        Marks, Waits, Genuine, Crawls, Ambles, Lingers, Swift, Blunt, Trudges, Rowwise, Plods, Drags, Bends,
+        Treacherous, Blind,
     )
 }  # fmt: skip
