@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.placement_families import own_clock
 from edgert.errors import Infeasible, OptionError
 from edgert.partitioner.evaluate import evaluate
 from edgert.partitioner.files import problem_from_json
@@ -58,7 +59,8 @@ def _run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_quick_answer_is_near_the_best_published(name: str, contiguous: bool, best: float, tmp_path: Path) -> None:
     objective: Any = name.split("/", maxsplit=1)[0]
     path = PLACEMENT / f"{name}.json"
-    solution = solve(problem_from_json(json.loads(path.read_text()), objective, contiguous), 4.0)
+    problem = problem_from_json(json.loads(path.read_text()), objective, contiguous)
+    solution = solve(problem, 2.0, own_clock())  # its own time: other work does not count
     answer = tmp_path / "answer.json"
     answer.write_text(json.dumps({"placement": dict(solution.placement)}))
     command = [sys.executable, str(PLACEMENT / "evaluate.py"), str(path), str(answer), "--objective", objective]
@@ -103,7 +105,7 @@ def test_costs_are_those_of_the_rules_in_words(data: dict[str, Any], chance: Any
 def test_the_command_prints_the_answer_and_its_certificate(tmp_path: Path) -> None:
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(TINY))
-    done = _run(path, "--objective", "latency", "--time-limit", "5")
+    done = _run(path, "--objective", "latency", "--time-limit", "60")
     answer = json.loads(done.stdout)
     assert answer.pop("seconds") >= 0
     assert answer == {"placement": {"3": "acc:0", "5": "cpu"}, "cost": 3.5, "bound": 3.5, "gap": 0.0, "proved": True}

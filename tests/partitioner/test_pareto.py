@@ -26,17 +26,17 @@ def test_what_is_kept_is_beaten_by_nothing_and_beats_the_rest(points: list[tuple
 
 
 def test_the_front_goes_from_the_fastest_to_the_most_frugal() -> None:
-    trades = front(_problem(), 5.0)
+    trades = front(_problem(), 120.0)
     assert (trades[0].cost, trades[0].energy_j) == (4.0, 40.0)
     assert (trades[-1].cost, trades[-1].energy_j) == (12.0, 12.0)
     assert len(trades) > 2
 
 
 def test_a_watched_device_is_emptied_step_by_step() -> None:
-    held = {trade.memory_bytes for trade in front(_problem(), 5.0, watch="gpu")}
+    held = {trade.memory_bytes for trade in front(_problem(), 120.0, watch="gpu")}
     assert {0.0, 4.0} < held
 
 
 def test_a_front_of_one_is_the_optimum() -> None:
     problem = Problem((BlockSpec("b", {"a": 1.0}),), (DeviceSpec("d"),), (TargetSpec("a", "d"),))
-    assert [trade.cost for trade in front(problem, 1.0)] == [1.0]
+    assert [trade.cost for trade in front(problem, 60.0)] == [1.0]
