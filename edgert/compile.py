@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -28,14 +29,14 @@ class Wishes(TypedDict, total=False):
     targets: Sequence[str] | None
     budget_s: float
     memory_limit_bytes: int | None
-    source: Path | None
-    cache_dir: Path | None
+    source: str | os.PathLike[str] | None
+    cache_dir: str | os.PathLike[str] | None
     progress: Callable[[str, float], None] | None
 
 
 def compile_model(
-    model: Path, output: Path, *, machine: Machine | None = None, profile: Profile | None = None,
-    **wishes: Unpack[Wishes],
+    model: str | os.PathLike[str], output: str | os.PathLike[str], *, machine: Machine | None = None,
+    profile: Profile | None = None, **wishes: Unpack[Wishes],
 ) -> Bundle:  # fmt: skip
     """A bundle of a model for a machine; `edgert.load` opens it there.
 
@@ -53,22 +54,23 @@ def compile_model(
         EdgertError: what `edgert.load` raises.
     """
     plan, machine, profile = plan_model(model, machine=machine, profile=profile, **wishes)
-    made_from, artefact = wishes.get("source"), None
+    file, made_from, artefact = Path(model), wishes.get("source"), None
     if made_from is not None:
-        model, artefact = Path(made_from), open_artefact(model.absolute())
+        file, artefact = Path(made_from), open_artefact(file.absolute())
     compiled = store.subfolder(store.folder(wishes.get("cache_dir")), "compiled", plan.model[:16])
     tidied = tidied_path(compiled) if plan.tidied and compiled else None
-    return bundle.write(output, model, plan, machine, profile, tidied=tidied, artefact=artefact)
+    return bundle.write(Path(output), file, plan, machine, profile, tidied=tidied, artefact=artefact)
 
 
 def plan_model(
-    model: Path, *, machine: Machine | None = None, profile: Profile | None = None, **wishes: Unpack[Wishes]
-) -> tuple[Plan, Machine, Profile]:
+    model: str | os.PathLike[str], *, machine: Machine | None = None, profile: Profile | None = None,
+    **wishes: Unpack[Wishes],
+) -> tuple[Plan, Machine, Profile]:  # fmt: skip
     """The plan that `compile_model` packs, the machine that it is for and the profile that it was chosen by.
 
     Arguments and errors are those of `compile_model`.
     """
-    if bundle.is_bundle(model):
+    if bundle.is_bundle(Path(model)):
         raise OptionError(f"{model} is a bundle already.", "Give the model that it was made from.")
     here = store.folder(wishes.get("cache_dir"))
     if profile is not None:

@@ -24,10 +24,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def read_picture(file: Path) -> Array:
-    """A picture as the test images are: 8 x 8, light on dark, 0 to 16."""
-    from PIL import Image
+    """A picture as the test images are: 8 x 8, light on dark, 0 to 16. Ends the program where there is none."""
+    try:
+        from PIL import Image
 
-    grey = np.asarray(Image.open(file).convert("L"), np.float32)
+        grey = np.asarray(Image.open(file).convert("L"), np.float32)
+    except ImportError:
+        sys.exit(f'error: reading {file} needs Pillow.\n  try: pip install "edgert[image]"')
+    except OSError as error:
+        sys.exit(f"error: {file} is no picture that can be read: {error}.\n  try: a .png or .jpg")
     if grey.mean() > 127:
         grey = 255 - grey
     small = Image.fromarray(grey.astype(np.uint8)).resize((8, 8), Image.Resampling.BOX)
@@ -54,18 +59,30 @@ def main() -> None:
     options = parser.parse_args()
     if options.image is not None and not options.image.is_file():
         parser.error(f"there is no picture {options.image}")
-    file = Path(options.model) if Path(options.model).exists() else path(options.model)
+    try:
+        classify(options.image, options.model)
+    except edgert.EdgertError as error:
+        sys.exit(f"error: {error.message}\n  try: {error.remedy}")
+
+
+def classify(image: Path | None, model_name: str) -> None:
+    """Read one picture, or all of the test images.
+
+    Raises:
+        EdgertError: the model cannot be read or run.
+    """
+    file = Path(model_name) if Path(model_name).exists() else path(model_name)
     classes = json.loads(path("digits.json").read_text())["classes"]
     with edgert.load(file) as model:
         value, output = model.plan.inputs[0], model.plan.outputs[0].name
-        if options.image is not None:
-            result = model.run([prepare(read_picture(options.image), value)])
-            say(f"{options.image}: {classes[int(np.argmax(result[output]))]}")
+        if image is not None:
+            result = model.run([prepare(read_picture(image), value)])
+            say(f"{image}: {classes[int(np.argmax(result[output]))]}")
         else:
             bundled = np.load(path("digits.npz"))
             answers = []
-            for image in bundled["images"]:
-                result = model.run([prepare(image, value)])
+            for each in bundled["images"]:
+                result = model.run([prepare(each, value)])
                 answers.append(int(np.argmax(result[output])))
             right = np.asarray(answers) == bundled["labels"]
             say(f"{right.mean():.2%} of {len(right)} handwritten digits read right")

@@ -274,7 +274,7 @@ def _write(
 # ---- reading
 
 
-def read(path: Path) -> Bundle:
+def read(path: str | os.PathLike[str]) -> Bundle:
     """A bundle, every member of it checked.
 
     Raises:
@@ -282,7 +282,7 @@ def read(path: Path) -> Bundle:
         ModelCorrupt: it is truncated, damaged or hostile; names the member.
         ModelUnsupported: a later edgert made it.
     """
-    path = path.absolute()
+    path = Path(path).absolute()
     size_bytes = len(map_file(path))
     with opened(path) as archive:
         infos = entries(archive, path, size_bytes)

@@ -57,3 +57,12 @@ def test_a_missing_picture_is_named(cache: Path) -> None:
     done = classify(cache, "nowhere.png")
     assert done.returncode == 2
     assert "nowhere.png" in done.stderr
+
+
+def test_what_is_no_picture_or_no_model_is_named_without_a_traceback(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "noise.png").write_bytes(b"noise")
+    for arguments in ([str(tmp_path / "noise.png")], ["--model", "nowhere.onnx"]):
+        done = classify(cache, *arguments)
+        assert done.returncode == 1
+        assert Path(arguments[-1]).name in done.stderr
+        assert "Traceback" not in done.stderr

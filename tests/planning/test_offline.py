@@ -9,7 +9,7 @@ import math
 import pytest
 
 import edgert
-from edgert import measure
+from edgert import bundle, measure
 from edgert.compile import compile_model
 from edgert.devices.probe import glance
 from edgert.errors import ModelUnsupported, OptionError, UnknownTarget
@@ -206,7 +206,8 @@ def test_a_machine_is_read_as_probe_described_it(machine, tmp_path):
 
 
 def test_a_bundle_for_another_machine_is_made_without_running_anything(line, machine, profile, tmp_path):
-    made = compile_model(line, tmp_path / "line.edgert", machine=machine, profile=profile)
+    made = compile_model(str(line), str(tmp_path / "line.edgert"), machine=machine, profile=profile)
+    assert bundle.read(str(made.path)).plan == made.plan
     assert (made.machine, made.profile, targets(made.plan)) == (machine, profile, [FAST])
     with pytest.raises(ModelUnsupported, match="made for a board's CPU"):
         edgert.load(made.path, machine=glance(), cache_dir=tmp_path / "cache")
