@@ -108,7 +108,7 @@ def test_a_planning_that_is_killed_leaves_its_measurements(load, model, monkeypa
 
 
 def test_segments_of_another_device_run_in_its_child_over_a_measured_link(machine_of, model, feed, tmp_path, load):
-    machine = machine_of("swift@gpu:0", "crawls", devices=(GPU,))
+    machine = machine_of("swift@gpu:0", "lingers", devices=(GPU,))
     split = load(model, machine=machine)
     assert {target.device for target in split.plan.targets} == {"cpu:0", "gpu:0"}
     result = split.run(feed)
@@ -136,7 +136,7 @@ def test_a_plan_that_was_made_in_a_hurry_is_made_anew_with_more_time(load, model
     assert not hurried.plan.complete
     monkeypatch.undo()
     assert load(model, "swift", "crawls").plan == hurried.plan  # not with as much again
-    assert load(model, "swift", "crawls", budget_s=25).plan.complete
+    assert load(model, "swift", "crawls", budget_s=90).plan.complete
 
 
 def test_a_split_that_does_not_pay_is_not_made(load, model, feed):
