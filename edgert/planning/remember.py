@@ -17,7 +17,7 @@ from edgert.plan import Objective, Plan, Tolerance
 from edgert.profile import Profile, Row, Target
 
 _log = logging.getLogger(__name__)
-_FORMAT = 2
+_FORMAT = 3
 """Raised when what is measured or how it is judged changes: older entries are then not found."""
 
 

@@ -34,7 +34,7 @@ from edgert.tensor import Data
 from edgert.verify import compare, judge
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 """Raised when what is measured here changes: older entries are then not used."""
 _TIMED_S = 0.03
 _FEWEST_CALLS, _MOST_CALLS = 5, 30
