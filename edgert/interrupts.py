@@ -11,6 +11,7 @@ This module is imported before everything else, so it imports next to nothing it
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -24,9 +25,9 @@ INTERRUPTED = 130
 """Exit code, as shells give it: 128 and the number of SIGINT."""
 GRACE_S = 2.0
 """For putting away after the first Ctrl-C: a library in the middle of a call may take long to come back."""
-LINE = "interrupted."
 
 _came = False
+_told = False
 
 
 def immediately() -> None:
@@ -47,14 +48,24 @@ def came() -> bool:
     return _came
 
 
+def tell() -> None:
+    """Say on stderr that the command was interrupted; only the first call does."""
+    global _told  # noqa: PLW0603 - a fact of the process, set once
+    if _told:
+        return
+    _told = True
+    # A progress bar hides the cursor, and a terminal shows ^C at the beginning of our line.
+    start = "\x1b[?25h\n" if os.isatty(2) else ""
+    try:  # noqa: SIM105 - contextlib takes longer to import than all of this
+        os.write(2, f"{start}interrupted.\n".encode())
+    except OSError:
+        pass  # nobody reads stderr any more
+
+
 def _leave(_number: int = 0, _frame: FrameType | None = None) -> NoReturn:
     """End the process here: no exception that a half-done import or a callback could print."""
-    # A progress bar hides the cursor, and a terminal shows ^C at the beginning of our line.
-    text = f"\x1b[?25h\n{LINE}\n" if os.isatty(2) else f"{LINE}\n"
-    try:
-        os.write(2, text.encode())
-    finally:  # also where nobody reads stderr any more
-        os._exit(INTERRUPTED)
+    tell()
+    os._exit(INTERRUPTED)
 
 
 def _raise(_number: int, _frame: FrameType | None) -> None:
@@ -64,6 +75,8 @@ def _raise(_number: int, _frame: FrameType | None) -> None:
     if hasattr(signal, "setitimer"):  # Linux has it
         signal.signal(signal.SIGALRM, _leave)
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+        # At its very end Python gives the signal back its own meaning, which is death with another code.
+        atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
     raise KeyboardInterrupt
 
 

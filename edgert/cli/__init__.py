@@ -47,7 +47,7 @@ class Commands(TyperGroup):
                 interrupts.immediately()
         except (EdgertError, KeyboardInterrupt) as error:
             if isinstance(error, KeyboardInterrupt) or interrupts.came():
-                sys.stderr.write(f"{interrupts.LINE}\n")
+                interrupts.tell()
                 raise typer.Exit(INTERRUPTED) from error
             show_error(error)
             raise typer.Exit(FAILED) from error
@@ -100,7 +100,7 @@ def main() -> None:
         sys.exit(0)
     except Exception:  # noqa: BLE001 - the outermost frame: anything here is a fault in edgert, told apart by its code
         if interrupts.came():  # a library made another exception of it
-            sys.stderr.write(f"{interrupts.LINE}\n")
+            interrupts.tell()
             sys.exit(INTERRUPTED)
         traceback.print_exc()
         sys.stderr.write("\nThis is a fault in edgert, not in what you did. Please report it with the lines above.\n")

@@ -113,6 +113,16 @@ def test_the_package_is_a_command_too():
     assert b"edgert" in done.stdout
 
 
+def test_an_interrupt_during_the_end_of_an_interrupted_command_adds_no_line():
+    program = (
+        "import atexit, edgert\n"
+        "def probe(**_): os.kill(os.getpid(), signal.SIGINT)\n"
+        "edgert.probe = probe\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGALRM)\n"  # as if the time of grace were over then
+    )
+    assert ended(program + BOOT, "probe") == (INTERRUPTED, "interrupted.\n")
+
+
 def test_a_background_job_of_a_shell_goes_on():
     program = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + AT_IMPORT.replace("NAME", "'typer'")
     assert ended(program, "version") == (0, "")
