@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edgert.contenders import CALL_LIMIT_S, SAMPLE, Busy, Copy, OneByOne, Plain, Together
 from edgert.devices import probe as probing
 from edgert.devices.backend import Source
-from edgert.devices.remote import Remote, RemoteRunnable
+from edgert.devices.remote import Remote
 from edgert.errors import EdgertError
 from edgert.formats import ModelFile, open_model
 from edgert.loading import load as load_model
@@ -42,11 +41,8 @@ from edgert.verify import compare, judge, output_steps
 ENOUGH = 1.02
 """A choice that may be this near to the best other target holds."""
 PREPARE_LIMIT_S = 120.0
-CALL_LIMIT_S = 60.0
 _PREPARING = 0.2
 """Part of the progress that preparing takes."""
-LONGEST_VISIT_S = 1.0
-"""Of all instances together."""
 _OUT: frozenset[Outcome] = frozenset({"wrong", "refused", "crashed", "timeout", "out of memory"})
 """What the planner found no answer, or a wrong one, from: not timed."""
 
@@ -148,82 +144,6 @@ def _wanted_tolerance(load: Mapping[str, Any]) -> Tolerance:
     return Tolerance(range_fraction=float(asked), sqnr_db=float("inf"))
 
 
-class _Copy:
-    """A target in a process of its own, timed there."""
-
-    def __init__(self, runnable: RemoteRunnable) -> None:
-        self._runnable = runnable
-
-    def visit(self, calls: int, at_most_s: float) -> list[float]:
-        return self._runnable.time("bench", calls, at_most_s=at_most_s, timeout_s=CALL_LIMIT_S + at_most_s)
-
-
-class _Together:
-    """All instances of a target, each with cores of its own, busy at once in one process: seconds per item."""
-
-    def __init__(self, remote: Remote, runnables: Sequence[RemoteRunnable], cores: Sequence[Sequence[int]]) -> None:
-        self._remote, self._runnables, self._cores = remote, runnables, cores
-
-    def visit(self, calls: int, at_most_s: float) -> list[float]:
-        del calls  # as many as fit
-        seconds = min(at_most_s, LONGEST_VISIT_S)
-        started_s = time.perf_counter()
-        rate = self._remote.throughput(self._runnables, self._cores, "bench", seconds)
-        # The last calls end after the time is over: what they took counts.
-        return [(time.perf_counter() - started_s) / max(1.0, rate * seconds)]
-
-
-class _Plain:
-    """ONNX Runtime as one gets it without edgert, in a process of its own."""
-
-    def __init__(self, child: Child, request: Mapping[str, Data]) -> None:
-        self._child = child
-        child.call("hold", {}, request)
-
-    def visit(self, calls: int, at_most_s: float) -> list[float]:
-        body = {"calls": calls, "at_most_s": at_most_s}
-        answer, _ = self._child.call("time", body, timeout_s=CALL_LIMIT_S + at_most_s)
-        return [float(each) for each in answer["seconds"]]
-
-
-class _OneByOne:
-    """`Model.run`, as an application calls it."""
-
-    def __init__(self, model: Model, request: Mapping[str, Data]) -> None:
-        self._model, self._request = model, request
-
-    def visit(self, calls: int, at_most_s: float) -> list[float]:
-        times_s: list[float] = []
-        stop_s = time.perf_counter() + at_most_s
-        while len(times_s) < calls and (not times_s or time.perf_counter() < stop_s):
-            started_s = time.perf_counter()
-            self._model.run(self._request)
-            times_s.append(time.perf_counter() - started_s)
-        return times_s
-
-
-class _Busy:
-    """`Model.submit` with two requests per instance under way: seconds per request with every instance busy."""
-
-    def __init__(self, model: Model, request: Mapping[str, Data]) -> None:
-        self._model, self._request = model, request
-        self._depth = 2 * max(1, len(model.plan.instances))
-
-    def visit(self, calls: int, at_most_s: float) -> list[float]:
-        pending: list[Future[Any]] = []
-        started_s, done = time.perf_counter(), 0
-        calls = max(calls, 2 * self._depth)
-        while done < calls and (done == 0 or time.perf_counter() - started_s < at_most_s):
-            while len(pending) < self._depth:
-                pending.append(self._model.submit(self._request))
-            pending.pop(0).result()
-            done += 1
-        each_s = (time.perf_counter() - started_s) / done
-        for future in pending:
-            future.result()
-        return [each_s]
-
-
 @dataclass(slots=True)
 class _Setting:
     """What every contender runs, where, and by what it is judged."""
@@ -254,7 +174,7 @@ def _entries(model: Model, setting: _Setting, targets: Sequence[str] | None, tel
     """Everything that takes part, prepared; what does not prepare is in, with the reason."""
     plan, request = setting.plan, setting.request
     setting.answer = dict(model.run(request))
-    edgert = _Busy(model, request) if plan.objective == "throughput" else _OneByOne(model, request)
+    edgert = Busy(model, request) if plan.objective == "throughput" else OneByOne(model, request)
     entries = [Entry("edgert", "edgert", edgert)]
     chosen = plan.targets[0] if len(plan.segments) == 1 else None
     allowed = candidates(setting.source, setting.machine, plan.precision, targets).targets
@@ -279,8 +199,8 @@ def _prepare(entry: Entry, row: Row, setting: _Setting) -> None:
         cores = _instances(setting.plan, row.target, device)
         runnables = [remote.prepare(setting.source, row.target, device, timeout_s=PREPARE_LIMIT_S) for _ in cores]
         runnable = runnables[0]
-        remote.hold("bench", setting.request)
-        answer, _ = runnable.run_held("bench", timeout_s=CALL_LIMIT_S)
+        remote.hold(SAMPLE, setting.request)
+        answer, _ = runnable.run_held(SAMPLE, timeout_s=CALL_LIMIT_S)
         wrong = setting.judge(row.target, answer) if row.outcome == "untried" else ""
     except EdgertError as error:
         remote.close()
@@ -290,7 +210,7 @@ def _prepare(entry: Entry, row: Row, setting: _Setting) -> None:
         remote.close()
         entry.outcome, entry.reason = "wrong", wrong
         return
-    entry.contender = _Copy(runnable) if len(cores) == 1 else _Together(remote, runnables, cores)
+    entry.contender = Copy(runnable) if len(cores) == 1 else Together(remote, runnables, cores)
     entry.outcome, entry.reason = "ok", ""
     entry.renew = partial(_renew, remote.close, lambda again: _prepare(again, row, setting))
     entry.prepare_s, entry.memory_bytes = runnable.prepare_s, resident_bytes(remote.pid)
@@ -324,7 +244,7 @@ def _open_plain(entry: Entry, setting: _Setting) -> None:
     child = setting.stack.enter_context(Child("edgert.devices.plain:Plain", name="plain onnxruntime"))
     try:
         body, _ = child.call("open", {"path": str(setting.file.path)}, timeout_s=PREPARE_LIMIT_S)
-        entry.contender, entry.prepare_s = _Plain(child, setting.request), body["prepare_s"]
+        entry.contender, entry.prepare_s = Plain(child, setting.request), body["prepare_s"]
         entry.contender.visit(1, CALL_LIMIT_S)
         entry.memory_bytes = resident_bytes(child.pid)
         entry.renew = partial(_renew, child.close, lambda again: _open_plain(again, setting))
