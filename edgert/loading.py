@@ -92,12 +92,8 @@ def load(
         CacheUnwritable: the cache folder that was asked for cannot be written.
         MissingPackage: the package that reads this format is not installed.
     """
-    options.one_of("objective", objective, get_args(Objective))
-    options.one_of("isolation", isolation, get_args(Isolation))
-    options.one_of("precision", precision, ("own", "any", *PRECISIONS))
+    _check(objective, isolation, precision, machine, progress)
     budget_s = options.seconds("budget_s", budget_s)
-    options.instance("machine", machine, Machine, "what edgert.probe() gives")
-    options.instance("progress", progress, Callable, "a function of a text and a share")
     folder = store.folder(cache_dir)
     file = options.path_of("path", path)
     if bundle.is_bundle(file):
@@ -106,7 +102,6 @@ def load(
         )  # fmt: skip
         return _unpacked(unpack.unpack(file, machine, folder, apart=isolation != "none"), isolation)
     from edgert import planning
-    from edgert.planning import artefacts
 
     groups = grouped(planning.user_samples(samples)[0])
     if len(groups) > 1 and budget_s:  # without a budget nothing is measured, at no shape
@@ -116,13 +111,33 @@ def load(
             memory_limit_bytes=memory_limit_bytes, progress=progress,
         )  # fmt: skip
         return _joined([partial(one, samples=group) for group in groups])
-    artefact = None
-    if source is not None:
-        artefact, file = artefacts.open_artefact(file), options.path_of("source", source)
+    file, artefact = _model_and_artefact(file, source)
     chosen, digest = planning.user_samples(samples)
     limit_bytes = guard.limit_for(file, memory_limit_bytes)
     wish = replace(wish_of(objective, precision, tolerance, targets, digest), memory_limit_bytes=limit_bytes)
     return _loaded(_Asked(file, artefact, wish, chosen, machine, budget_s, folder, isolation, progress))
+
+
+def _check(
+    objective: Objective, isolation: Isolation, precision: str, machine: Machine | None,
+    progress: Callable[[str, float], None] | None,
+) -> None:  # fmt: skip
+    """Raises OptionError: one of these settings of `load` is none of its values."""
+    options.one_of("objective", objective, get_args(Objective))
+    options.one_of("isolation", isolation, get_args(Isolation))
+    options.one_of("precision", precision, ("own", "any", *PRECISIONS))
+    options.instance("machine", machine, Machine, "what edgert.probe() gives")
+    options.instance("progress", progress, Callable, "a function of a text and a share")
+
+
+def _model_and_artefact(path: Path, source: str | os.PathLike[str] | None) -> tuple[Path, Artefact | None]:
+    """What a reference can be made of, and what was compiled from it where that is what `path` names."""
+    if source is None:
+        return path, None
+    from edgert.planning import artefacts
+
+    artefact = artefacts.open_artefact(path)
+    return options.path_of("source", source), artefact
 
 
 @dataclass(frozen=True, slots=True)

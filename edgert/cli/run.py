@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -35,55 +35,53 @@ if TYPE_CHECKING:
 _PICTURES = "For pictures"
 _CLASSES = "For classifiers"
 
+_Inputs: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--input", "-i", metavar="[NAME=]FILE", help=".npy .npz .png .jpg .wav or 'random'; repeatable."),
+]
+_Output: TypeAlias = Annotated[Path | None, typer.Option("--output", "-o", help="Store all outputs in this .npz.")]
+_Seed: TypeAlias = Annotated[int, typer.Option("--seed", help="Of random inputs.")]
+_Resize: TypeAlias = Annotated[
+    str, typer.Option("--resize", metavar="HxW", help="Size; else the model's own.", rich_help_panel=_PICTURES)
+]
+_Fit: TypeAlias = Annotated[
+    FitChoice, typer.Option("--fit", help="How the picture meets that size.", rich_help_panel=_PICTURES)
+]
+_Layout: TypeAlias = Annotated[
+    LayoutChoice | None, typer.Option("--layout", help="Else by the shape.", rich_help_panel=_PICTURES)
+]
+_Scale: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        "--scale", help="Factor for pixels; else 1/255 for floats, 1 for integers.", rich_help_panel=_PICTURES
+    ),
+]
+_Mean: TypeAlias = Annotated[
+    str, typer.Option("--mean", metavar="M[,M,M]", help="Subtracted after --scale.", rich_help_panel=_PICTURES)
+]
+_Std: TypeAlias = Annotated[
+    str, typer.Option("--std", metavar="S[,S,S]", help="Divided by after --mean.", rich_help_panel=_PICTURES)
+]
+_Grayscale: TypeAlias = Annotated[bool, typer.Option("--grayscale", help="One channel.", rich_help_panel=_PICTURES)]
+_Labels: TypeAlias = Annotated[
+    Path | None, typer.Option("--labels", help="One class name a line, or a JSON list.", rich_help_panel=_CLASSES)
+]
+_TopK: TypeAlias = Annotated[
+    int | None, typer.Option("--top-k", "-k", min=1, help="Show the k best classes.", rich_help_panel=_CLASSES)
+]
+_Softmax: TypeAlias = Annotated[
+    bool, typer.Option("--softmax", help="Turn scores into shares first.", rich_help_panel=_CLASSES)
+]
+
 
 def run(  # noqa: PLR0917 - a command's options are its arguments
-    model: ModelPath,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option("--input", "-i", metavar="[NAME=]FILE", help=".npy .npz .png .jpg .wav or 'random'; repeatable."),
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Store all outputs in this .npz.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of random inputs.")] = 0,
-    resize: Annotated[
-        str, typer.Option("--resize", metavar="HxW", help="Size; else the model's own.", rich_help_panel=_PICTURES)
-    ] = "",
-    fit: Annotated[
-        FitChoice, typer.Option("--fit", help="How the picture meets that size.", rich_help_panel=_PICTURES)
-    ] = FitChoice.stretch,
-    layout: Annotated[
-        LayoutChoice | None, typer.Option("--layout", help="Else by the shape.", rich_help_panel=_PICTURES)
-    ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(
-            "--scale", help="Factor for pixels; else 1/255 for floats, 1 for integers.", rich_help_panel=_PICTURES
-        ),
-    ] = None,
-    mean: Annotated[
-        str, typer.Option("--mean", metavar="M[,M,M]", help="Subtracted after --scale.", rich_help_panel=_PICTURES)
-    ] = "0",
-    std: Annotated[
-        str, typer.Option("--std", metavar="S[,S,S]", help="Divided by after --mean.", rich_help_panel=_PICTURES)
-    ] = "1",
-    grayscale: Annotated[bool, typer.Option("--grayscale", help="One channel.", rich_help_panel=_PICTURES)] = False,
-    labels: Annotated[
-        Path | None, typer.Option("--labels", help="One class name a line, or a JSON list.", rich_help_panel=_CLASSES)
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", "-k", min=1, help="Show the k best classes.", rich_help_panel=_CLASSES)
-    ] = None,
-    softmax: Annotated[
-        bool, typer.Option("--softmax", help="Turn scores into shares first.", rich_help_panel=_CLASSES)
-    ] = False,
-    objective: ObjectiveOption = Objective.latency,
-    precision: PrecisionOption = Precision.own,
-    tolerance: ToleranceOption = None,
-    targets: TargetsOption = None,
-    budget: BudgetOption = 10.0,
-    memory_limit: MemoryLimitOption = None,
-    source: SourceOption = None,
-    as_json: Json = False,
-) -> None:
+    model: ModelPath, inputs: _Inputs = None, output: _Output = None, seed: _Seed = 0, resize: _Resize = "",
+    fit: _Fit = FitChoice.stretch, layout: _Layout = None, scale: _Scale = None, mean: _Mean = "0", std: _Std = "1",
+    grayscale: _Grayscale = False, labels: _Labels = None, top_k: _TopK = None, softmax: _Softmax = False,
+    objective: ObjectiveOption = Objective.latency, precision: PrecisionOption = Precision.own,
+    tolerance: ToleranceOption = None, targets: TargetsOption = None, budget: BudgetOption = 10.0,
+    memory_limit: MemoryLimitOption = None, source: SourceOption = None, as_json: Json = False,
+) -> None:  # fmt: skip
     """Run MODEL once, on files or random numbers; show the outputs and the receipt."""
     import edgert
     from edgert.cli import answers
