@@ -40,7 +40,6 @@ from edgert.transport.messages import (
     Bye,
     Call,
     Cancel,
-    Drain,
     Failed,
     Free,
     Heartbeat,
@@ -188,8 +187,6 @@ class Executor:
             case Bye():
                 for endpoint in [each for each, hello in self._callers.items() if hello.life == message.life]:
                     self._forget(endpoint)
-            case Drain():
-                self._draining.set()
             case _:
                 self._mail.odd(message)
 

@@ -363,7 +363,6 @@ _KINDS: Sequence[tuple[int, type, Callable[[Any, _Parts], list[Any]], Callable[.
      lambda _, who, life, queued, running, facts: say.Heartbeat(
          _text(who), _count(life), _count(queued), tuple(_running(*each) for each in running), _facts(facts))),
     (12, say.Cancel, _plain(), lambda e: say.Cancel(e.request, e.attempt)),
-    (13, say.Drain, _plain(), lambda _: say.Drain()),
     (14, say.Bye, _plain("who", "life", "reason"),
      lambda _, who, life, reason: say.Bye(_text(who), _count(life), _text(reason))),
     (15, say.Call,

@@ -10,7 +10,7 @@
 | Ahead | executor -> executor | that `Work` itself, whose slots are being written |
 | Free | reader -> owner | slots that were read and may be used again |
 | Heartbeat | executor -> caller | alive, what runs since when, what waits |
-| Cancel, Drain, Bye | either way | stop one request; take no more; gone |
+| Cancel, Bye | either way | stop one request; gone |
 | Call, Answer | client <-> daemon | one method with its arguments; its result |
 | Speaks | either way | I cannot read that: this is the version that I speak |
 
@@ -273,11 +273,6 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class Drain:
-    """Finish what was taken, take no more, then say `Bye`."""
-
-
-@dataclass(frozen=True, slots=True)
 class Bye:
     """The sender goes; nothing of it will come any more."""
 
@@ -321,7 +316,7 @@ class Speaks:
 
 Message: TypeAlias = (
     Hello | Welcome | Prepare | Prepared | Refused | Route | Work | Soon | Ahead | Done | Failed | Free | Heartbeat
-    | Cancel | Drain | Bye | Call | Answer | Speaks
+    | Cancel | Bye | Call | Answer | Speaks
 )  # fmt: skip
 
 

@@ -56,7 +56,6 @@ ANY = st.one_of(
     st.builds(say.Free, text, st.lists(st.tuples(u64, u64, u64, u64), max_size=3).map(tuple)),
     st.builds(say.Heartbeat, text, u64, u64, st.lists(running, max_size=2).map(tuple), facts),
     st.builds(say.Cancel, u64, u32),
-    st.builds(say.Drain),
     st.builds(say.Bye, text, u64, text),
     st.builds(say.Call, u64, text, facts, values, deadline),
     st.builds(say.Answer, u64, facts, values, st.none() | facts),

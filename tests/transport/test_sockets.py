@@ -23,7 +23,7 @@ from edgert.errors import Closed, EndpointError, OptionError, Overloaded, PeerRe
 from edgert.transport import endpoints, frames
 from edgert.transport.endpoints import Endpoint
 from edgert.transport.keys import KeyPair, Keyring
-from edgert.transport.messages import Bye, Call, Cancel, Drain, Speaks
+from edgert.transport.messages import Bye, Call, Cancel, Speaks
 from edgert.transport.sockets import Inbox, Outbox, host_id
 
 SCHEMES = ("inproc", "ipc", "tcp")
@@ -169,16 +169,16 @@ def test_receive_ends_at_its_deadline_at_a_wake_and_at_close(site):
 
 def test_a_peer_that_is_gone_is_a_typed_error_on_both_sides(site):
     outbox = site.ready()
-    outbox.send(Drain())
+    outbox.send(Cancel(1, 1))
     peer = site.inbox.receive(soon()).peer
     outbox.close()
     if site.scheme != "inproc":
-        wait_for(lambda: raises(PeerUnreachable, site.inbox.answer, peer, Drain()))
+        wait_for(lambda: raises(PeerUnreachable, site.inbox.answer, peer, Cancel(1, 1)))
     with pytest.raises(Closed):
-        outbox.send(Drain())
+        outbox.send(Cancel(1, 1))
     other = site.ready()
     site.inbox.close()
-    wait_for(lambda: raises(PeerUnreachable, other.send, Drain()))
+    wait_for(lambda: raises(PeerUnreachable, other.send, Cancel(1, 1)))
 
 
 def raises(kind, call, *arguments):
@@ -266,8 +266,8 @@ def test_a_peer_that_sends_too_much_is_cut_off_and_others_are_served(tmp_path):
     bad = site.ready()
     bad.send(Call(1, "m", {}, {"x": np.zeros(100_000, np.uint8)}))
     wait_for(lambda: bad.breaks > 0)
-    good.send(Drain())
-    assert site.inbox.receive(soon()).message == Drain()
+    good.send(Cancel(1, 1))
+    assert site.inbox.receive(soon()).message == Cancel(1, 1)
     site.close()
 
 
@@ -288,8 +288,8 @@ def test_an_endpoint_in_use_is_refused_and_its_owner_goes_on(site):
     with pytest.raises(EndpointError, match=r"in use|cannot be listened on"):
         Inbox(site.inbox.endpoint, keyring=site.ring if site.scheme == "tcp" else None)
     outbox = site.ready()
-    outbox.send(Drain())
-    assert site.inbox.receive(soon()).message == Drain()
+    outbox.send(Cancel(1, 1))
+    assert site.inbox.receive(soon()).message == Cancel(1, 1)
 
 
 def test_an_address_that_is_not_here_is_refused(tmp_path):
@@ -422,7 +422,7 @@ def test_tcp_without_keys_is_refused_on_both_ends(tmp_path):
 
 
 def test_a_peer_is_known_by_its_key(tcp):
-    tcp.ready().send(Drain())
+    tcp.ready().send(Cancel(1, 1))
     assert tcp.inbox.receive(soon()).key == tcp.client.public
 
 
@@ -432,7 +432,7 @@ def test_a_key_that_is_not_allowed_is_told_so_and_others_are_served(tcp):
         stranger.ready(soon())
     assert tcp.inbox.refused == 1
     with pytest.raises(PeerRefused):
-        stranger.send(Drain())
+        stranger.send(Cancel(1, 1))
     tcp.ready().send(Bye("friend", 1))
     assert tcp.inbox.receive(soon()).message == Bye("friend", 1)
 
@@ -459,7 +459,7 @@ def test_nobody_at_an_address_is_told_in_time():
     with pytest.raises(PeerUnreachable, match="nobody answers"):
         outbox.ready(time.monotonic() + 0.2)
     with pytest.raises(PeerUnreachable):
-        outbox.send(Drain())
+        outbox.send(Cancel(1, 1))
     outbox.close()
 
 
@@ -513,7 +513,7 @@ def test_an_unencrypted_peer_gets_no_word(tcp):
     with zmq.Context() as context, context.socket(zmq.DEALER) as plain:
         plain.linger = 0
         plain.connect(tcp.inbox.endpoint)
-        plain.send_multipart(frames.pack(Drain()))
+        plain.send_multipart(frames.pack(Cancel(1, 1)))
         assert tcp.inbox.receive(time.monotonic() + 0.2) is None
         assert not plain.poll(0)
 
@@ -530,8 +530,8 @@ def test_random_frames_are_counted_and_dropped(parts):
             noisy.linger = 0
             noisy.connect(inbox.endpoint)
             noisy.send_multipart(parts)
-            noisy.send_multipart(frames.pack(Drain()))
-            assert inbox.receive(soon()).message == Drain()
+            noisy.send_multipart(frames.pack(Cancel(1, 1)))
+            assert inbox.receive(soon()).message == Cancel(1, 1)
             assert inbox.dropped == 1
     finally:
         inbox.close()
@@ -548,8 +548,8 @@ def test_random_bytes_at_the_port_disturb_nobody(noise_site, chunks):
                 raw.sendall(chunk)
             except OSError:
                 break  # it was cut off, as it should be
-    friend.send(Drain())
-    assert site.inbox.receive(soon()).message == Drain()
+    friend.send(Cancel(1, 1))
+    assert site.inbox.receive(soon()).message == Cancel(1, 1)
 
 
 @pytest.fixture(scope="module")
