@@ -16,7 +16,8 @@ def test_every_way_is_timed_at_every_size(monkeypatch, capsys):
     monkeypatch.setattr(hop, "SIZES", (4096, 1 << 20))
     hops = hop.measure(1)
     assert {(each.way, each.size_bytes) for each in hops} == {
-        (way, size) for way in ("ipc", "inproc", hop.PLAIN) for size in hop.SIZES
+        *((way, size) for way in ("ipc", "inproc", hop.PLAIN) for size in hop.SIZES),
+        (hop.SWEPT, hop.SIZES[0]),
     }
     assert all(0 < each.p10_us <= each.p50_us <= each.p90_us for each in hops)
     hop.show(hops, as_json=True)
