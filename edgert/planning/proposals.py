@@ -123,48 +123,66 @@ def pieces_of(workshop: Workshop, placement: Placement) -> tuple[Piece, ...]:
 
 
 def by_cost(workshop: Workshop, costs: Costs, links: Sequence[Link]) -> list[Proposal]:
-    """Solved on measured costs, by which long stretches take what they took; then on costs corrected by the pieces.
+    """Solved on measured costs, then on costs corrected by what the pieces took; from two sides.
+
+    With costs by which long stretches take what they took, fused kernels do not look slow; but the bytes of the model's
+    own inputs shrink with them, which no fusion spares. With costs as measured it is the other way round.
+    """
+    made: list[Proposal] = []
+    whole = None
+    for factors in (_calibrated(workshop, costs), {}):
+        if workshop.in_time:
+            whole = _improve(workshop, costs, links, factors, made) or whole
+    if whole and not made:
+        workshop.note(f"don't split: by measured costs the whole is best on {whole}")
+    return made
+
+
+def _improve(
+    workshop: Workshop, costs: Costs, links: Sequence[Link], factors: Mapping[Target, float], made: list[Proposal]
+) -> Target | None:
+    """Add to those made what is best by these costs, and by each correction of them; the target that is best for all.
 
     A placement in many segments is tried in at most `_FEW` too: fewer costs can be wrong there.
     """
-    factors = _calibrated(workshop, costs)
-    made: list[Proposal] = []
     for _ in range(_ROUNDS):
         problem = problem_of(workshop, costs, _overheads(workshop, costs), factors, links)
-        found = _solved(workshop, costs, problem, links)
+        found, whole = _solved(workshop, costs, problem, links)
         if len(found) and len(found[0].pieces) > _FEW and workshop.in_time:
-            found += _solved(workshop, costs, replace(problem, most_segments=_FEW), links)
+            found += _solved(workshop, costs, replace(problem, most_segments=_FEW), links)[0]
         if not found or found[0] in made:
-            break
+            return whole
         made += found
         if not workshop.in_time:
             break
         factors = _corrected(workshop, found[0], costs, factors)
-    return made
+    return None
 
 
 def _overheads(workshop: Workshop, costs: Costs) -> dict[Target, Overhead]:
     return {target: overhead_of(workshop, target, known) for target, known in costs.seconds.items() if known}
 
 
-def _solved(workshop: Workshop, costs: Costs, problem: Problem, links: Sequence[Link]) -> list[Proposal]:
-    """The solver's placement in pieces that were measured; none, with a note, where it is no split."""
+def _solved(
+    workshop: Workshop, costs: Costs, problem: Problem, links: Sequence[Link]
+) -> tuple[list[Proposal], Target | None]:
+    """The solver's placement in pieces that were measured, or the one target that it puts all on."""
     workshop.say("solving the placement")
     try:
         solution = solve(problem, _SOLVE_S)
     except Infeasible as error:
         workshop.note(f"no split keeps every limit: {error.message}")
-        return []
+        return [], None
     targets = {str(target): target for target in costs.seconds}
     placement = {n: targets[solution.placement[block.id]] for n, block in enumerate(workshop.blocks)}
     if len(set(placement.values())) == 1:
-        workshop.note(f"don't split: by measured costs the whole is best on {placement[0]}")
-        return []
+        return [], placement[0]
     few = f", at most {problem.most_segments} segments" if problem.most_segments else ""
     cause = f"cheapest by measured costs ({solution.solver}{few}, gap {100 * solution.gap:.1g}%)"
     proposals = measured(workshop, placement, cause)
-    latency = workshop.objective == "latency"
-    return [with_links(workshop, each, links) for each in proposals] if latency else proposals
+    if workshop.objective == "latency":
+        proposals = [with_links(workshop, each, links) for each in proposals]
+    return proposals, None
 
 
 def _calibrated(workshop: Workshop, costs: Costs) -> dict[Target, float]:
