@@ -5,7 +5,7 @@
 A hop is the time from the producer's run returning to the consumer's run starting, in two executors that a pipeline
 started (`bench.hop_executors`): processes with a core each (ipc), or threads (inproc). The producer is an ONNX Runtime
 session that writes fresh numbers each time. Beside it, in the same rounds: the same bytes as a message of plain pyzmq
-(a copy in, a copy out), and the smallest hop after a run that wrote as much as the largest does (`SWEPT`), which tells
+(a copy in, a copy out); then the smallest hop after a run that wrote as much as the largest does (`SWEPT`), which tells
 what is due to the bytes handed over and what to a run that threw everything else out of the caches. Sizes and ways
 take turns, a few hops each, so what slows the machine for a while slows all.
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import statistics
 import struct
@@ -85,13 +86,14 @@ def measure(rounds: int) -> list[Hop]:
         taken: dict[tuple[str, int], list[float]] = {
             (way, size): [] for way in ways for size in SIZES if way != SWEPT or size == SIZES[0]
         }
+        in_turn = sorted(taken, key=lambda each: each[1])  # the control by itself: it sweeps its neighbours' caches too
         gc.disable()  # a collection in the middle of a hop would be charged to it
         try:
-            for number in range(rounds + _WARM):
-                for (way, size), times in sorted(taken.items(), key=lambda each: each[0][1]):
+            for part in ([each for each in in_turn if each[0] != SWEPT], [(SWEPT, SIZES[0])]):
+                for number, (way, size) in itertools.product(range(rounds + _WARM), part):
                     hand = ways[way]
                     hand(size, number)  # a stream: what ran before this size is not its affair
-                    times += [hand(size, number + again) for again in range(_AGAIN)]
+                    taken[way, size] += [hand(size, number + again) for again in range(_AGAIN)]
         finally:
             gc.enable()
     return [_summary(way, size, times[_WARM * _AGAIN :]) for (way, size), times in taken.items()]
